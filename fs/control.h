@@ -1,0 +1,28 @@
+/* The control socket of a mount: JSON lines over a unix stream socket. A request is one line of at
+ * most 1 MiB; replies are one or more lines, the last has "done":true and "error":"" (or a text).
+ * Only root and the user that owns the mount may connect (socket mode 0600 and SO_PEERCRED).
+ *
+ *	{"cmd":"status"}			volume, options, counters (silt_metrics by name), sessions
+ *	{"cmd":"warmup","inodes":[N,...],"check":bool}	progress lines {"progress":{...}}, then the result
+ *	{"cmd":"slots"}				one line a used slot
+ *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache
+ *
+ * Damaged, oversized or unknown requests get an error line; they never end the daemon. */
+#pragma once
+#include "fs/fs.h"
+
+struct control;
+
+struct control_config {
+	const char *path;
+	struct meta *meta;
+	struct cache *cache;
+	struct store *store;
+	struct silt_log *log;
+	struct silt_metrics *metrics;
+	const char *mountpoint, *source;
+};
+
+/* Starts the thread that serves. A stale socket of a dead mount is replaced. */
+int control_open(const struct control_config *cfg, struct control **out, struct silt_err *err);
+void control_close(struct control *c);

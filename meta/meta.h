@@ -1,0 +1,228 @@
+/* What a file system is: the metadata engine on Redis. Read this first, then types.h (inodes),
+ * layout.md's picture at the head of functions.lua (keys and records), record.h (encodings),
+ * conn.h (the connection), extent.h.
+ *
+ * Every operation is one server-side function call (FCALL) when it stays in one shard, sent over one
+ * pipelined connection that all threads share. The calls below are asynchronous: they format the
+ * request on the calling thread, write it to the socket, and return; `done` runs on the connection's
+ * reader thread (or, for an argument error or a closed connection, on the caller's) and must not
+ * block. Tools and tests use meta_wait().
+ *
+ * Names are `len` bytes without NUL or '/', 1 to SILT_NAME_MAX long (-ENAMETOOLONG, -EINVAL).
+ *
+ * Retries: a request that was on the wire when the connection broke is sent again, marked as a retry;
+ * every function is idempotent under that mark (an unlink whose name is gone already succeeded...).
+ * While Redis can't be reached requests wait, up to `wait_ms`, then they end with -EIO.
+ *
+ * Threads: all functions from any thread unless they say otherwise. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "meta/address.h"
+#include "meta/error.h"
+#include "meta/log.h"
+#include "meta/metrics.h"
+#include "meta/types.h"
+
+struct meta;
+
+/* --- The volume ---------------------------------------------------------------------------------- */
+
+#define META_FORMAT_VERSION 1
+
+/* What `format` decided and every mount reads. Strings are owned by the struct (meta_volume_free). */
+struct meta_volume {
+	unsigned version; /* of the format: META_FORMAT_VERSION */
+	char *name;
+	uint64_t id; /* random; stands in every pack header */
+	unsigned shards;
+	char *storage;	 /* kind of the object store */
+	char *bucket;	 /* of the object store; relative to the local DIR when it begins with "./" */
+	char *region;	 /* may be NULL */
+	int compress_level; /* zstd, 0: off */
+	int64_t created; /* seconds since 1970 */
+};
+void meta_volume_free(struct meta_volume *v);
+
+struct meta_config {
+	const struct meta_address *address;
+	struct silt_log *log;
+	struct silt_metrics *metrics; /* may be NULL */
+	unsigned wait_ms;	      /* how long a request waits for Redis to come back; 0: 60,000 */
+	unsigned heartbeat_ms;	      /* 0: 5,000; a session expires after 5 missed ones */
+	bool session;		      /* register a session (mounts); tools that only look don't */
+	const char *session_info;     /* JSON text about this client, shown by `status`; may be NULL */
+};
+
+/* What the checks of a server found, for `format` to print. */
+struct meta_server_info {
+	char version[32];
+	bool append_only;
+	char fsync[16]; /* appendfsync */
+	char policy[32]; /* maxmemory-policy */
+	unsigned listpack_entries, listpack_value; /* after we set what was allowed */
+	bool listpack_set; /* we could raise them */
+	double ping_ms;
+};
+
+/* Creates a volume: loads the functions, checks that there is none, writes the settings and the root
+ * directory (mode 0777 & ~022 of `uid`:`gid`). -EEXIST: there is one. */
+int meta_format(const struct meta_address *a, const struct meta_volume *v, uint32_t uid, uint32_t gid,
+		struct silt_log *log, struct meta_server_info *info, struct silt_err *err);
+
+/* Connects, checks server and volume, registers a session, starts the reader and heartbeat threads.
+ * -ENOENT no volume there, -EACCES password, -ECONNREFUSED..., -EPROTO Redis too old, -ENOTSUP volume
+ * of a newer format. */
+int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err *err);
+
+/* Ends the session (its open-but-deleted files go) and the connection. Waits for requests under way. */
+void meta_close(struct meta *m);
+
+const struct meta_volume *meta_volume(const struct meta *m);
+uint64_t meta_session(const struct meta *m);
+
+/* Names of the Redis functions, by index into silt_metrics.redis; NULL past the last. */
+const char *meta_function_name(unsigned kind);
+
+/* --- Operations ---------------------------------------------------------------------------------- */
+
+struct meta_dirent {
+	const char *name; /* not NUL-terminated */
+	uint16_t len;
+	uint32_t type;	/* S_IFMT bits */
+	silt_ino ino;
+	uint64_t pos;	/* the entry's place in the directory's fixed order; a cookie for meta_readdir */
+	bool has_inode; /* false for entries whose inode is in another shard: ask meta_getattr */
+	struct silt_inode inode;
+};
+
+/* A page of a directory: entries in the fixed order. */
+struct meta_dirpage {
+	size_t n;
+	uint64_t next; /* where the next page begins; 0: that was the end */
+	struct meta_dirent v[];
+};
+
+struct meta_statfs {
+	uint64_t inodes, bytes;
+};
+
+/* What `done` gets; valid during the call only. `err` 0 or a negative errno. */
+struct meta_reply {
+	int err;
+	struct silt_inode inode; /* lookup, getattr, setattr, make, link, and rename's moved inode */
+	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
+	bool *keep_page;	 /* set it to keep `page` */
+	const void *data;	 /* readlink: target; window: the log */
+	size_t len;
+	struct meta_statfs statfs;
+	uint64_t first; /* alloc: first id */
+};
+typedef void (*meta_done)(void *arg, const struct meta_reply *r);
+
+void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done, void *arg);
+void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg);
+
+enum {
+	META_SET_MODE = 1,
+	META_SET_UID = 2,
+	META_SET_GID = 4,
+	META_SET_SIZE = 8,
+	META_SET_ATIME = 16,
+	META_SET_MTIME = 32,
+	META_SET_CTIME = 64,
+	META_CLEAR_SUID = 128, /* drop set-user-ID, and set-group-ID if group-executable */
+};
+/* ctime becomes `now` unless META_SET_CTIME. A new size drops extents past it. */
+void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *values,
+		  struct silt_time now, meta_done done, void *arg);
+
+/* Creates a file, directory, symbolic link or special file (type in `mode`). The group is the
+ * directory's when that has the set-group-ID bit, and a directory inherits the bit. -EEXIST with the
+ * existing inode in the reply, unless `open_existing` (open without O_EXCL): then it is a success for
+ * a regular file, and attr.version of a file just made is 0. */
+struct meta_make {
+	uint32_t mode, uid, gid, rdev;
+	const char *target; /* symbolic links */
+	size_t target_len;
+	bool open_existing;
+	struct silt_time now;
+};
+void meta_make(struct meta *m, silt_ino dir, const char *name, size_t len, const struct meta_make *how,
+	       meta_done done, void *arg);
+
+void meta_readlink(struct meta *m, silt_ino ino, meta_done done, void *arg);
+void meta_link(struct meta *m, silt_ino ino, silt_ino dir, const char *name, size_t len,
+	       struct silt_time now, meta_done done, void *arg);
+
+/* Reply: the inode after the change (nlink 0: it was the last name). A file that `keep_open` says is
+ * open here stays until meta_release_deleted(). `keep_open(keep_arg, ino)` is asked on the caller's
+ * thread before and is told the inode the name had when last looked up; pass what you know. */
+void meta_unlink(struct meta *m, silt_ino dir, const char *name, size_t len, bool keep_open,
+		 struct silt_time now, meta_done done, void *arg);
+void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, struct silt_time now,
+		meta_done done, void *arg);
+
+enum { META_RENAME_NOREPLACE = 1, META_RENAME_EXCHANGE = 2 };
+/* -EINVAL: a directory into itself or below. -ENOTSUP: META_RENAME_EXCHANGE across shards. */
+void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len, silt_ino to_dir,
+		 const char *to, size_t to_len, unsigned flags, bool keep_open, struct silt_time now,
+		 meta_done done, void *arg);
+
+/* A deleted file's last handle was closed. */
+void meta_release_deleted(struct meta *m, silt_ino ino, meta_done done, void *arg);
+
+/* One page of a directory from place `pos` (0: the beginning) on; at least `want` entries if there
+ * are so many, about twice that at most. Entries that exist throughout are seen exactly once, whatever
+ * others create, delete or rename meanwhile. "." and ".." are not among them. */
+void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, meta_done done,
+		  void *arg);
+
+void meta_statfs(struct meta *m, meta_done done, void *arg);
+
+/* The extent log of window `window` (file offset / SILT_WINDOW) of a SILT_MAP_EXTERNAL file; reply:
+ * data, len (0: no extents there). */
+void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg);
+
+/* Reserves `n` pack ids (never given out before); reply: first. */
+void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg);
+
+/* Commits extents: `n` items in one call for each shard. The size of the file becomes at least
+ * off + len of the extent, mtime and ctime `mtime`, and set-id bits go. Items of one call are applied
+ * in order. When all shards answered, `done` is called once with err 0, and each item has its own
+ * `err` (-ENOENT: the file is gone; -EIO) and new `version`. `items` must stay until then. */
+struct meta_commit {
+	silt_ino ino;
+	struct silt_extent extent;
+	struct silt_time mtime;
+	int err;
+	uint64_t version;
+};
+void meta_commit(struct meta *m, struct meta_commit *items, size_t n, meta_done done, void *arg);
+
+/* --- For tools and tests ------------------------------------------------------------------------- */
+
+/* Waits for one operation on the calling thread:
+ *	struct meta_wait w = META_WAIT;
+ *	meta_lookup(m, dir, name, len, meta_wait_done, &w);
+ *	int err = meta_wait(&w);	  // the reply is in w.reply; free w.page, w.data
+ * Never on a reader thread. */
+struct meta_wait {
+	void *sync; /* private */
+	struct meta_reply reply;
+	struct meta_dirpage *page; /* malloced copy */
+	char *data;		   /* malloced copy, NUL-terminated */
+};
+void meta_wait_init(struct meta_wait *w);
+void meta_wait_done(void *arg, const struct meta_reply *r);
+int meta_wait(struct meta_wait *w);
+void meta_wait_free(struct meta_wait *w);
+
+/* Sends a raw command and gives the reply as text in the manner of redis-cli (malloced). For
+ * `siltfs debug`. */
+int meta_debug_command(struct meta *m, int argc, const char **argv, const size_t *lens, char **out);
+
+/* Sessions as one JSON array (malloced). */
+int meta_sessions_json(struct meta *m, char **out);
