@@ -4,6 +4,7 @@
  *	DIR/redis.sock redis.conf redis.log redis.pid appendonlydir/   the server's
  *	DIR/start.lock	held (flock) while starting or stopping
  *	DIR/users.lock	held shared by every user; who can take it exclusively is the last
+ *	DIR/server.lock	held by the server itself for as long as it lives
  *	DIR/objects/	objects of the volume (storage file, bucket "./objects")
  *
  * A killed user's lock goes with it; the server then stays until the next user leaves. */
