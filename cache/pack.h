@@ -106,6 +106,13 @@ struct pack_builder;
 struct pack_builder *pack_builder_new(uint64_t pack, uint64_t volume, int level);
 void pack_builder_free(struct pack_builder *b);
 
+/* Drops what was added and begins another pack with the builder's memory. */
+void pack_builder_reset(struct pack_builder *b, uint64_t pack);
+
+/* Gives the pack another id, at any time before it is dropped (also after finish: the iovecs stay
+ * good). Extents that were handed out before name the old one. */
+void pack_builder_renumber(struct pack_builder *b, uint64_t pack);
+
 /* Appends bytes [off, off + len) of `ino` (len <= PACK_TARGET, not crossing a window of
  * SILT_WINDOW) as a run of frames and fills `*out` with the extent. -ENOSPC: would pass PACK_MAX. */
 int pack_builder_add(struct pack_builder *b, silt_ino ino, uint64_t off, const void *data, size_t len,

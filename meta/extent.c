@@ -1,16 +1,16 @@
 /* Extents: the encoding of one entry, and the arithmetic of maps.
  *
- * A map is a sorted array. Adding an entry cuts out the range it covers: of the extents that overlap
- * it, all but the first and the last disappear; the first may leave a left part, the last a right
- * part (one extent may be both and leave two). An entry that is a hole leaves nothing in the middle,
- * which is why a resolved map holds none.
+ * A map is a sorted array. Adding an entry cuts out the range it covers: of the extents that
+ * overlap it, all but the first and the last disappear; the first may leave a left part, the last a
+ * right part (one extent may be both and leave two). An entry that is a hole leaves nothing in the
+ * middle, which is why a resolved map holds none.
  *
- * Cutting the front of an extent moves `skip`, never `pack_off` or `stored`: the run of frames stays
- * whole, because where a compressed frame begins can't be known from here. Extents that touch are
- * not merged; writers that append produce long runs by themselves.
+ * Cutting the front of an extent moves `skip`, never `pack_off` or `stored`: the run of frames
+ * stays whole, because where a compressed frame begins can't be known from here. Extents that touch
+ * are not merged; writers that append produce long runs by themselves.
  *
- * A log grows at its end nearly always, so adding behind the last extent is O(1); elsewhere it costs
- * a binary search and a memmove of a window's extents. */
+ * A log grows at its end nearly always, so adding behind the last extent is O(1); elsewhere it
+ * costs a binary search and a memmove of a window's extents. */
 #include "meta/extent.h"
 
 #include <assert.h>
