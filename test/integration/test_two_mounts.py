@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Two mounts of one volume, as on two nodes. Default consistency is close-to-open, exactly: after
+close() returns on one, an open() on the other sees the bytes; names that one makes, moves or removes
+are seen by the other's next lookup of them."""
+# timeout: 600
+# asan: yes
+
+import errno
+import os
+import random
+import sys
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import silt  # noqa: E402
+from silt import check, equal, payload, raises  # noqa: E402
+
+suite = silt.Suite()
+SHORT = silt.QUICK or silt.SANITIZED
+SHARDS = {"shards": [1, 8]}
+
+
+def pair(t, shards=1, storage="file"):
+    v = t.volume(storage, shards)
+    return v, t.mount(v), t.mount(v)
+
+
+def write(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def in_threads(*functions):
+    """Runs functions side by side; the first one's exception is ours."""
+    wrong = []
+
+    def guard(f):
+        try:
+            f()
+        except BaseException as e:
+            wrong.append(e)
+    threads = [threading.Thread(target=guard, args=(f,)) for f in functions]
+    for x in threads:
+        x.start()
+    for x in threads:
+        x.join()
+    if wrong:
+        raise wrong[0]
+
+
+@suite.cases_for(**SHARDS)
+def close_to_open(t, shards):
+    """After close() returns on node A, an open() on node B sees the bytes."""
+    _, a, b = pair(t, shards)
+    rng = random.Random(7)
+    os.mkdir(a / "d")
+    rounds = 300 if SHORT else 3000
+    for i in range(rounds):
+        # The same few files again and again, sizes that differ and sizes that don't, both ways.
+        w, r = (a, b) if i % 3 else (b, a)
+        name = f"d/f{i % 5}"
+        data = payload(i, rng.choice([10, 10, 10, 4096, 4096, 9000, 200_000]))
+        write(w / name, data)
+        got = read(r / name)
+        check(got == data, f"round {i}: {len(got)} bytes read after close() of {len(data)} bytes"
+              f" in the other mount; the read begins {got[:24]!r}, want {data[:24]!r}")
+
+
+@suite.cases_for(**SHARDS)
+def close_to_open_of_parts(t, shards):
+    """The same for overwrites in the middle, appends and truncates of a file that the other mount
+    has read (and so has in its caches)."""
+    _, a, b = pair(t, shards)
+    rng = random.Random(8)
+    model = bytearray(payload("start", 400_000))
+    write(a / "f", model)
+    for i in range(60 if SHORT else 400):
+        w, r = (a, b) if i % 2 else (b, a)
+        equal(len(read(r / "f")), len(model), f"round {i}: size before")
+        kind = rng.randrange(3)
+        fd = os.open(w / "f", os.O_RDWR)
+        if kind == 0:
+            at, data = rng.randrange(len(model)), payload(i, rng.randrange(1, 3000))
+            os.pwrite(fd, data, at)
+            model[at:at + len(data)] = data
+        elif kind == 1:
+            data = payload(i, rng.randrange(1, 3000))
+            os.pwrite(fd, data, len(model))
+            model += data
+        else:
+            n = max(1000, len(model) - rng.randrange(3000))
+            os.ftruncate(fd, n)
+            del model[n:]
+        os.close(fd)
+        check(read(r / "f") == bytes(model), f"round {i}, {['overwrite', 'append', 'truncate'][kind]}"
+              ": the other mount reads something else")
+
+
+@suite.case
+def fsync_is_seen_by_a_later_open(t):
+    """After fsync() returns on A, an open() on B sees the bytes, though A's file is still open."""
+    _, a, b = pair(t)
+    fd = os.open(a / "f", os.O_CREAT | os.O_RDWR)
+    for i in range(50 if SHORT else 300):
+        data = payload(i, 5000)
+        os.pwrite(fd, data, 0)
+        os.fsync(fd)
+        check(read(b / "f") == data, f"round {i}: bytes after fsync()")
+    os.close(fd)
+
+
+@suite.cases_for(**SHARDS)
+def names_are_seen(t, shards):
+    """A name that A makes, renames or removes is so for B's next lookup."""
+    _, a, b = pair(t, shards)
+    for i in range(8):
+        os.mkdir(a / f"d{i}")
+    for i in range(40 if SHORT else 300):
+        x, y = f"d{i % 8}/n{i % 3}", f"d{(i * 5 + 1) % 8}/m{i % 3}"
+        write(a / x, b"%d" % i)
+        equal(read(b / x), b"%d" % i, f"round {i}: a new file")
+        os.rename(a / x, a / y)
+        equal(read(b / y), b"%d" % i, f"round {i}: a renamed file")
+        with raises(errno.ENOENT, f"round {i}: the old name"):
+            os.open(b / x, os.O_RDONLY)
+        os.unlink(b / y)
+        with raises(errno.ENOENT, f"round {i}: a removed file"):
+            os.open(a / y, os.O_RDONLY)
+        fd = os.open(a / x, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.close(fd)
+        with raises(errno.EEXIST, f"round {i}: O_EXCL over the other's file"):
+            os.open(b / x, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.unlink(a / x)
+
+
+@suite.cases_for(**SHARDS)
+def exclusive_create_has_one_winner(t, shards):
+    """Of two O_EXCL creates of one name, one wins."""
+    _, a, b = pair(t, shards)
+    os.mkdir(a / "d")
+    n = 100 if SHORT else 600
+    wins = {"a": set(), "b": set()}
+
+    def racer(m, who):
+        def go():
+            for i in range(n):
+                try:
+                    os.close(os.open(m / f"d/{i}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                    wins[who].add(i)
+                except FileExistsError:
+                    pass
+        return go
+    in_threads(racer(a, "a"), racer(b, "b"))
+    equal(wins["a"] & wins["b"], set(), "names that both made")
+    equal(len(wins["a"] | wins["b"]), n, "names that one made")
+
+
+@suite.cases_for(**SHARDS)
+def concurrent_creates_in_one_directory(t, shards):
+    """Creates of different names in one directory from two mounts never fail or get lost."""
+    _, a, b = pair(t, shards)
+    os.mkdir(a / "d")
+    n = 300 if SHORT else 2000
+
+    def maker(m, tag):
+        def go():
+            for i in range(n):
+                write(m / f"d/{tag}-{i}", b"%s %d" % (tag.encode(), i))
+        return go
+    in_threads(maker(a, "a0"), maker(a, "a1"), maker(b, "b0"), maker(b, "b1"))
+    want = {f"{tag}-{i}" for tag in ("a0", "a1", "b0", "b1") for i in range(n)}
+    for m in (a, b):
+        equal(set(os.listdir(m / "d")) ^ want, set(), "names missing or too many")
+    for name in random.Random(1).sample(sorted(want), 200):
+        tag, i = name.split("-")
+        other = b if tag[0] == "a" else a
+        equal(read(other / f"d/{name}"), f"{tag} {i}".encode(), f"content of {name}")
+
+
+@suite.cases_for(**SHARDS)
+def readdir_while_the_other_side_changes_it(t, shards):
+    """Entries that exist throughout are seen exactly once by every listing, whatever the other mount
+    creates, deletes or renames meanwhile."""
+    _, a, b = pair(t, shards)
+    os.mkdir(a / "d")
+    stay = {f"stays-{i:04d}" for i in range(1500)}
+    for n in stay:
+        os.close(os.open(a / f"d/{n}", os.O_CREAT | os.O_WRONLY))
+    stop = threading.Event()
+    changes = [0]
+
+    def churn():
+        rng, there, i = random.Random(3), [], 0
+        while not stop.is_set():
+            i += 1
+            r = rng.random()
+            if r < 0.6 or len(there) < 50:
+                n = f"comes-{i}"
+                os.close(os.open(a / f"d/{n}", os.O_CREAT | os.O_WRONLY))
+                there.append(n)
+            elif r < 0.9:
+                os.unlink(a / f"d/{there.pop(rng.randrange(len(there)))}")
+            else:
+                n = there.pop(rng.randrange(len(there)))
+                os.rename(a / f"d/{n}", a / f"d/moved-{i}")
+                there.append(f"moved-{i}")
+            changes[0] += 1
+
+    def list_it():
+        try:
+            for i in range(20 if SHORT else 100):
+                names = os.listdir(b / "d")
+                seen = [n for n in names if n.startswith("stays-")]
+                equal(len(names), len(set(names)), f"listing {i}: a name came twice")
+                equal(set(seen) ^ stay, set(), f"listing {i}: entries that stay")
+        finally:
+            stop.set()
+    in_threads(churn, list_it)
+    check(changes[0] > 100, f"only {changes[0]} changes were made during the listings")
+
+
+@suite.case
+def a_mount_that_is_away_does_not_stop_the_other(t):
+    """kill -9 of one mount: the other goes on at once, and sees everything that was closed."""
+    _, a, b = pair(t)
+    for i in range(100):
+        write(a / f"f{i}", payload(i, 3000))
+    a.kill()
+    for i in range(100):
+        equal(read(b / f"f{i}"), payload(i, 3000), f"file {i}")
+    write(b / "after", b"x")
+
+
+suite.main()
