@@ -41,7 +41,8 @@ struct warmup_config {
 
 struct warmup_result {
 	struct warmup_progress progress;
-	char **missing; /* "<path below the root given>: why" */
+	char **missing; /* "<path below the root>: why", the path "" for the root itself */
+	size_t *missing_root; /* which of cfg->roots each of them is below */
 	size_t n_missing;
 	struct silt_err err; /* what ended it early, if something did */
 };
