@@ -27,7 +27,7 @@
 #include "cache/warmup_walk.h"
 #include "meta/cleanup.h"
 
-#define MAX_TRIES         3
+#define MAX_TRIES         4 /* the first and three more */
 #define PROGRESS_NS       200000000u
 #define RETRY_FIRST_NS    500000000u
 #define DEFAULT_MISSING   100
