@@ -1,0 +1,474 @@
+#!/usr/bin/env python3
+"""Bad input: each has one clear line that says what to do, and a non-zero status. And how mounts begin
+and end: mount -t siltfs, SIGTERM, umount, fusermount3 -u, all of which flush everything first."""
+# timeout: 600
+# asan: yes
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import silt  # noqa: E402
+from silt import SILTFS, DirBucket, check, equal, payload  # noqa: E402
+
+suite = silt.Suite()
+
+
+def refused(p, *words, status=None):
+    """One line on stderr that has all the words, a non-zero status, nothing crashed."""
+    lines = [x for x in p.err.strip().splitlines() if x.strip()]
+    said = p.err.strip()
+    check(p.returncode != 0, f"went through, saying {p.out!r} {said!r}; want a refusal")
+    check(p.returncode > 0, f"killed by signal {-p.returncode}: {said}")
+    if status is not None:
+        equal(p.returncode, status, "exit status")
+    equal(len(lines), 1, f"lines on stderr ({said!r})")
+    for w in words:
+        check(re.search(w, said, re.I), f"{said!r} does not say {w!r}")
+
+
+def try_format(t, address, name="vol", bucket=None, kind="file", env=None, options=()):
+    bucket = bucket or t.folder("o")
+    return t.siltfs("format", "--storage", kind, "--bucket", bucket, *options, address, name,
+                    check_status=False, env=env)
+
+
+def try_mount(t, address, mountpoint=None, options=(), env=None, wrap=(), timeout=60):
+    mountpoint = mountpoint or t.folder("m")
+    opts = ["-o", ",".join(options)] if options else []
+    t.finally_do(lambda: subprocess.run(["umount", "-l", mountpoint], stderr=subprocess.DEVNULL))
+    return silt.run(*wrap, SILTFS, "mount", address, mountpoint, *opts, check_status=False,
+                    env=env, timeout=timeout)
+
+
+# --- the metadata address ------------------------------------------------------------------------------
+
+
+@suite.case
+def an_address_that_is_none(t):
+    for bad in ("", "nonsense", "http://x/", "redis://", "redis://host:notaport", "redis://h:99999",
+                "redis://h/notadb", "local:"):
+        refused(try_format(t, bad))
+        refused(try_mount(t, bad))
+
+
+@suite.case
+def nobody_listens(t):
+    port = silt.free_port()
+    refused(try_format(t, f"redis://127.0.0.1:{port}"), str(port))
+    refused(try_mount(t, f"redis://127.0.0.1:{port}"), str(port))
+    refused(try_mount(t, "redis+socket:///nowhere/redis.sock"), "/nowhere/redis.sock")
+    refused(try_mount(t, "redis://no-such-host.invalid"), "no-such-host.invalid")
+    refused(try_mount(t, f"local:{t.tmp}/nowhere"), "nowhere", "format")
+
+
+@suite.case
+def wrong_password(t):
+    r = t.redis(password="right")
+    bad = f"redis://:wrong@127.0.0.1:{r.port}"
+    none = f"redis://127.0.0.1:{r.port}"
+    for address in (bad, none):
+        p = try_format(t, address)
+        refused(p, "password")
+        check("wrong@" not in p.err, "the message must not show the password")
+    v = t.volume(redis=r)
+    for address in (bad, none):
+        refused(try_mount(t, address), "password")
+    # From the environment and from a file, it works.
+    with open(os.path.join(t.tmp, "pw"), "w") as f:
+        f.write("right\n")
+    os.chmod(f.name, 0o600)
+    for env in ({"SILTFS_META_PASSWORD": "right"}, {"SILTFS_META_PASSWORD_FILE": f.name}):
+        m = t.mount(v, address=none, env=env)
+        m.umount()
+    refused(try_mount(t, none, env={"SILTFS_META_PASSWORD_FILE": "/nowhere/pw"}), "/nowhere/pw")
+
+
+@suite.case
+def no_such_volume(t):
+    r = t.redis()
+    refused(try_mount(t, r.address()), "volume", "format")
+    refused(try_mount(t, r.address() + "/3"), "volume", "format")
+    p = t.siltfs("info", r.address(), check_status=False)
+    refused(p, "volume")
+
+
+@suite.case
+def format_over_a_volume(t):
+    v = t.volume()
+    refused(try_format(t, v.address, "vol"), "vol")
+    refused(try_format(t, v.address, "another"), "vol")
+    m = t.mount(v)  # it is untouched
+    with open(m / "f", "w") as f:
+        f.write("x")
+
+
+@suite.case
+def two_volumes_of_one_name_in_one_bucket(t):
+    v = t.volume()
+    p = try_format(t, t.redis().address(), v.name, bucket=v.bucket.url)
+    refused(p, v.name)
+
+
+@suite.case
+def bad_arguments(t):
+    r = t.redis()
+    for args in (["format"], ["format", r.address()], ["mount"], ["mount", r.address()],
+                 ["nosuch"], ["format", "--nosuch", r.address(), "n"], ["umount"], ["status"],
+                 ["format", "--shards", "0", r.address(), "n"],
+                 ["format", "--shards", "99999", r.address(), "n"],
+                 ["format", "--storage", "tape", r.address(), "n"],
+                 ["format", r.address(), "bad/name"], ["format", r.address(), ""]):
+        p = t.siltfs(*args, check_status=False)
+        check(p.returncode > 0, f"siltfs {args}: status {p.returncode}")
+        check(p.err.strip(), f"siltfs {args}: says nothing")
+        check(len(p.err.strip().splitlines()) <= 3, f"siltfs {args}: says too much: {p.err}")
+    p = try_mount(t, r.address(), options=["nosuchoption=1"])
+    refused(p, "nosuchoption")
+    for what in ([], ["format"], ["mount"], ["umount"], ["status"], ["info"], ["warmup"], ["debug"]):
+        p = t.siltfs(*what, "--help")
+        check("usage" in p.out.lower(), f"siltfs {' '.join(what)} --help")
+        check(re.search(r"\d+\.\d+", t.siltfs(*what, "--version").out), f"{what} --version")
+
+
+# --- the object store ----------------------------------------------------------------------------------
+
+
+@suite.case
+def bucket_missing_or_not_writable(t):
+    r = t.redis()
+    rgw = t.rgw()
+    base = f"http://{rgw.host}:{rgw.port}"
+    refused(try_format(t, r.address(), kind="s3", bucket=f"{base}/no-such-bucket-here",
+                       env=rgw.environment()), "no-such-bucket-here")
+    bucket = rgw.bucket()
+    wrong = {"SILTFS_ACCESS_KEY": rgw.access, "SILTFS_SECRET_KEY": "wrong"}
+    refused(try_format(t, r.address(), kind="s3", bucket=bucket.url, env=wrong), bucket.name)
+    unknown = {"SILTFS_ACCESS_KEY": "nobody", "SILTFS_SECRET_KEY": "wrong"}
+    refused(try_format(t, r.address(), kind="s3", bucket=bucket.url, env=unknown), bucket.name)
+    empty = {k: "" for k in ("HOME", "AWS_PROFILE")}
+    refused(try_format(t, r.address(), kind="s3", bucket=bucket.url, env=empty), "SILTFS_ACCESS_KEY")
+    refused(try_format(t, r.address(), kind="s3", bucket=f"http://127.0.0.1:{silt.free_port()}/b",
+                       env=rgw.environment()), "127.0.0.1")
+    refused(try_format(t, r.address(), kind="s3", bucket="ftp://x/y", env=rgw.environment()))
+    refused(try_format(t, r.address(), bucket="/proc/version/bucket"), "/proc/version")
+    # A directory that root can't write either.
+    d = t.folder("o")
+    silt.run("mount", "-t", "tmpfs", "-o", "ro", "none", d)
+    t.finally_do(lambda: silt.run("umount", d))
+    refused(try_format(t, r.address(), bucket=d), d)
+    # Nothing was left that would look like a volume.
+    refused(try_mount(t, r.address()), "volume")
+    # A bucket that went away after format stops the mount.
+    v = t.volume()
+    shutil.rmtree(v.bucket.path)
+    refused(try_mount(t, v.address), v.bucket.path)
+
+
+@suite.case
+def secrets_are_not_in_redis(t):
+    """Credentials are never stored in clear in Redis."""
+    v = t.volume("s3")
+    m = t.mount(v)
+    with open(m / "f", "w") as f:
+        f.write("x")
+    c = v.redis.connect()
+    dump = b""
+    for key in c.cmd("KEYS", "*"):
+        dump += c.cmd("DUMP", key)
+    check(t.rgw().secret.encode() not in dump, "the secret key is in Redis")
+
+
+# --- the mount point and FUSE ----------------------------------------------------------------------------
+
+
+@suite.case
+def mount_point_missing_or_busy(t):
+    v = t.volume()
+    refused(try_mount(t, v.address, os.path.join(t.tmp, "nowhere")), "nowhere")
+    plain = os.path.join(t.tmp, "plain")
+    open(plain, "w").close()
+    refused(try_mount(t, v.address, plain), "plain", "directory")
+    m = t.mount(v)
+    refused(try_mount(t, v.address, m.path), re.escape(m.path), "mounted")
+    # The mount that was there goes on.
+    os.listdir(m.path)
+
+
+@suite.case
+def fuse_not_permitted(t):
+    v = t.volume()
+    mp = t.folder("m")
+    # A namespace whose /dev/fuse is something that isn't FUSE.
+    wrap = ["unshare", "-m", "sh", "-c", 'mount --bind /dev/null /dev/fuse && exec "$@"', "sh"]
+    refused(try_mount(t, v.address, mp, wrap=wrap), "/dev/fuse")
+    wrap = ["unshare", "-m", "sh", "-c",
+            'mount -t tmpfs none /dev && exec "$@"', "sh"]
+    refused(try_mount(t, v.address, mp, wrap=wrap), "/dev/fuse")
+
+
+@suite.case
+def umount_of_what_is_no_mount(t):
+    refused(t.siltfs("umount", t.folder("d"), check_status=False), "mount")
+    refused(t.siltfs("umount", "/nowhere", check_status=False), "/nowhere")
+    refused(t.siltfs("status", t.folder("d"), check_status=False), "mount")
+    refused(t.siltfs("status", "/", check_status=False))
+
+
+# --- versions --------------------------------------------------------------------------------------------
+
+
+class OldRedis:
+    """A server that says it is Redis 6.2: the one thing that a real server here can't be."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                conn, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.talk, args=(conn,), daemon=True).start()
+
+    def talk(self, conn):
+        f = conn.makefile("rb")
+        while True:
+            line = f.readline()
+            if not line.startswith(b"*"):
+                return
+            args = []
+            for _ in range(int(line[1:])):
+                n = int(f.readline()[1:])
+                args.append(f.read(n + 2)[:-2])
+            name = args[0].upper()
+            if name == b"INFO":
+                text = b"# Server\r\nredis_version:6.2.14\r\nredis_mode:standalone\r\n"
+                conn.sendall(b"$%d\r\n%s\r\n" % (len(text), text))
+            elif name == b"PING":
+                conn.sendall(b"+PONG\r\n")
+            elif name in (b"SELECT", b"CLIENT", b"AUTH"):
+                conn.sendall(b"+OK\r\n")
+            elif name in (b"GET", b"HGET"):
+                conn.sendall(b"$-1\r\n")
+            else:
+                conn.sendall(b"-ERR unknown command '%s'\r\n" % args[0])
+
+    def close(self):
+        self.listener.close()
+
+
+@suite.case
+def redis_too_old(t):
+    old = OldRedis()
+    t.servers.append(old)
+    address = f"redis://127.0.0.1:{old.port}"
+    refused(try_format(t, address), r"6\.2", r"7\.0")
+    refused(try_mount(t, address), r"6\.2", r"7\.0")
+
+
+@suite.case
+def volume_of_a_newer_format(t):
+    v = t.volume()
+    c = v.redis.connect()
+    settings = json.loads(c.cmd("GET", "{0}v"))
+    changed = False
+    for key in settings:
+        if "version" in key:
+            settings[key] = settings[key] + 1
+            changed = True
+    check(changed, f"no version in the settings {settings}")
+    c.cmd("SET", "{0}v", json.dumps(settings))
+    refused(try_mount(t, v.address), "version|newer|format", "siltfs")
+
+
+@suite.case
+def damaged_settings(t):
+    v = t.volume()
+    v.redis.cmd("SET", "{0}v", "{not json")
+    refused(try_mount(t, v.address), "settings|damaged")
+
+
+# --- the cache directory -----------------------------------------------------------------------------------
+
+
+@suite.case
+def cache_directory_full_or_not_writable(t):
+    v = t.volume()
+    d = t.folder("full")
+    silt.run("mount", "-t", "tmpfs", "-o", "size=4m", "none", d)
+    t.finally_do(lambda: silt.run("umount", d))
+    with open(os.path.join(d, "filler"), "wb") as f:
+        try:
+            f.write(bytes(5 << 20))
+        except OSError:
+            pass
+    refused(try_mount(t, v.address, options=[f"cache-dir={d}", "cache-size=1G"]), re.escape(d))
+    ro = t.folder("ro")
+    silt.run("mount", "-t", "tmpfs", "-o", "ro", "none", ro)
+    t.finally_do(lambda: silt.run("umount", ro))
+    refused(try_mount(t, v.address, options=[f"cache-dir={ro}"]), re.escape(ro))
+    plain = os.path.join(t.tmp, "plainfile")
+    open(plain, "w").close()
+    refused(try_mount(t, v.address, options=[f"cache-dir={plain}"]), re.escape(plain))
+    m = t.mount(v)
+    refused(try_mount(t, v.address, options=[f"cache-dir={m.cache_dir}"]), re.escape(m.cache_dir))
+
+
+@suite.case
+def warmup_of_a_path_that_is_not_on_a_mount(t):
+    v = t.volume()
+    m = t.mount(v)
+    refused(t.siltfs("warmup", t.folder("d"), check_status=False), "mount", status=2)
+    refused(t.siltfs("warmup", m / "nothing", check_status=False), "nothing", status=2)
+    refused(t.siltfs("warmup", m.path, "/usr", check_status=False), "/usr", status=2)
+    p = t.siltfs("warmup", check_status=False)
+    equal(p.returncode, 2, "warmup without a path")
+
+
+# --- how mounts begin and end --------------------------------------------------------------------------------
+
+
+def fill(m):
+    """Files that are written but, some of them, not closed: what ending a mount must flush."""
+    for i in range(30):
+        with open(m / f"f{i}", "wb") as f:
+            f.write(payload(i, 5000 + i))
+
+
+def filled(t, v):
+    m = t.mount(v)
+    for i in range(30):
+        with open(m / f"f{i}", "rb") as f:
+            equal(f.read(), payload(i, 5000 + i), f"file {i} after a remount")
+    m.umount()
+
+
+@suite.case
+def ends(t):
+    """siltfs umount, fusermount3 -u, umount and SIGTERM: flushed, then ended with status 0."""
+    def by_term(m):
+        m.proc.send_signal(signal.SIGTERM)
+    for end in (lambda m: t.siltfs("umount", m.path), by_term,
+                lambda m: silt.run("fusermount3", "-u", m.path), lambda m: silt.run("umount", m.path)):
+        v = t.volume()
+        m = t.mount(v)
+        fill(m)
+        end(m)
+        m.ended()
+        filled(t, v)
+
+
+@suite.case
+def unclosed_data_is_flushed(t):
+    """SIGTERM while a program has written and not closed: its bytes are there afterwards."""
+    v = t.volume()
+    m = t.mount(v)
+    writer = subprocess.Popen([sys.executable, "-c", f"""
+import os, sys
+fd = os.open({m / 'open'!r}, os.O_CREAT | os.O_WRONLY)
+os.write(fd, b'unclosed' * 10000)
+print('written', flush=True)
+sys.stdin.read()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    equal(writer.stdout.readline(), b"written\n", "the writer")
+    m.proc.send_signal(signal.SIGTERM)
+    m.proc.wait(60)
+    writer.stdin.close()
+    writer.wait()
+    m = t.mount(v)
+    with open(m / "open", "rb") as f:
+        equal(f.read(), b"unclosed" * 10000, "what was written")
+
+
+@suite.case
+def in_the_background(t):
+    """Without -f: returns 0 only when the mount serves requests; the daemon is then on its own."""
+    v = t.volume()
+    mp = t.folder("bg")
+    p = try_mount(t, v.address, mp, options=[f"cache-dir={t.folder('c')}", "cache-size=256M",
+                                             f"log={t.out}/background.log"])
+    equal(p.returncode, 0, f"mount ({p.err})")
+    check(silt.mounted(mp), "it is mounted when the command returns")
+    with open(os.path.join(mp, "f"), "w") as f:
+        f.write("served")
+    with open("/proc/self/mountinfo") as f:
+        line = next(x for x in f if x.split()[4] == os.path.realpath(mp))
+    check("fuse.siltfs" in line, f"file system type in {line}")
+    t.siltfs("umount", mp)
+    check(not silt.mounted(mp), "unmounted when siltfs umount returns")
+    p = try_mount(t, v.address, mp, options=["ro"])
+    equal(p.returncode, 0, f"read-only mount ({p.err})")
+    with silt.raises(30, "a write to a read-only mount"):
+        open(os.path.join(mp, "g"), "w")
+    t.siltfs("umount", mp)
+
+
+@suite.case
+def by_mount_8_and_fstab(t):
+    """`mount -t siltfs` through the helper, as fstab uses it."""
+    helper = os.path.join(silt.ROOT, "tools", "mount.siltfs")
+    if not os.path.exists(helper):
+        helper = os.path.join(silt.BUILD, "tools", "mount.siltfs")
+    check(os.access(helper, os.X_OK), "there is a mount helper")
+    v = t.volume()
+    mp = t.folder("fstab")
+    t.finally_do(lambda: subprocess.run(["umount", "-l", mp], stderr=subprocess.DEVNULL))
+    # In a mount namespace of our own, so that /sbin stays as it is; shared propagation brings the
+    # mount itself out.
+    path = f"{os.path.dirname(SILTFS)}:{os.environ['PATH']}"
+    script = f"""
+set -e
+mkdir -p {t.tmp}/sbin && cp -a /sbin/. {t.tmp}/sbin/ 2>/dev/null || true
+cp {helper} {t.tmp}/sbin/mount.siltfs
+ln -sf {SILTFS} {t.tmp}/sbin/siltfs
+mount --bind {t.tmp}/sbin "$(readlink -f /sbin)"
+echo '{v.address} {mp} siltfs rw,noatime,_netdev,cache-size=256M,cache-dir={t.folder('c')} 0 0' \
+	> {t.tmp}/fstab
+mount -T {t.tmp}/fstab {mp}
+grep -q ' {mp} fuse.siltfs ' /proc/self/mounts
+echo through-fstab > {mp}/f
+cat {mp}/f
+umount {mp}
+mount -t siltfs {v.address} {mp}
+cat {mp}/f
+umount {mp}
+"""
+    p = silt.run("unshare", "-m", "sh", "-c", script, check_status=False, env={"PATH": path})
+    equal((p.returncode, p.out), (0, "through-fstab\n" * 2), f"mount -t siltfs ({p.err})")
+
+
+@suite.case
+def local_volumes_need_no_server(t):
+    """local:DIR starts a private Redis, shares it between mounts, stops it with the last."""
+    d = t.folder("local")
+    v = silt.Volume(t, f"local:{d}", None)
+    a, b = t.mount(v), t.mount(v)
+    with open(a / "f", "wb") as f:
+        f.write(b"shared")
+    with open(b / "f", "rb") as f:
+        equal(f.read(), b"shared", "the other mount")
+    with open(os.path.join(d, "redis.pid")) as f:
+        pid = int(f.read())
+    a.umount()
+    check(os.path.exists(f"/proc/{pid}"), "Redis runs while a mount uses it")
+    b.umount()
+    silt.wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the private Redis to end", 20)
+    c = t.mount(v)
+    with open(c / "f", "rb") as f:
+        equal(f.read(), b"shared", "after a restart of everything")
+    check(os.listdir(os.path.join(d, "objects")), "objects are in DIR/objects")
+    refused(try_format(t, f"local:{d}", "again", bucket=DirBucket(t.folder("o")).url), "volume")
+
+
+suite.main()
