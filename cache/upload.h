@@ -1,12 +1,12 @@
-/* The write side of cache.h: pieces of files become packs, packs become objects, and then the extents
- * of all pieces are committed in Redis. The essay on group commit is at the head of upload.c; which
- * pieces go into the next pack is decided in batch.c.
+/* The write side of cache.h: pieces of files become packs, packs become objects, and then the
+ * extents of all pieces are committed in Redis. The essay on group commit is at the head of
+ * upload.c; which pieces go into the next pack is decided in batch.c.
  *
  *	uploader_write -> queue -> upload thread: build the pack, PUT it -> on_pack
  *	                           -> commit (asynchronous) -> done() of each piece
  *
- * There is no packer thread: an idle upload thread takes the next batch itself, so that a close costs
- * one wake-up and compression runs on as many cores as there are packs.
+ * There is no packer thread: an idle upload thread takes the next batch itself, so that a close
+ * costs one wake-up and compression runs on as many cores as there are packs.
  *
  * Threads: every function from any thread. done() runs on a Redis reader thread or an upload thread
  * and must not block. */
@@ -23,30 +23,31 @@ struct uploader;
 /* What the uploader needs of the layers beside and below, so that its tests run without them. The
  * signatures and contracts are those of store.h and meta.h. */
 struct uploader_ops {
-	int (*put)(struct store *s, const char *key, const struct iovec *iov, int niov, unsigned flags,
-		   struct silt_err *err);
+	int (*put)(struct store *s, const char *key, const struct iovec *iov, int niov,
+	           unsigned flags, struct silt_err *err);
 	void (*alloc_packs)(struct meta *m, unsigned n, meta_done done, void *arg);
-	void (*commit)(struct meta *m, struct meta_commit *items, size_t n, meta_done done, void *arg);
+	void (*commit)(struct meta *m, struct meta_commit *items, size_t n, meta_done done,
+	               void *arg);
 };
 
-/* store_put, meta_alloc_packs, meta_commit. In a file of its own (upload_ops.c): who brings other ops
- * need not link the engine. */
+/* store_put, meta_alloc_packs, meta_commit. In a file of its own (upload_ops.c): who brings other
+ * ops need not link the engine. */
 extern const struct uploader_ops uploader_ops;
 
 struct uploader_config {
 	const struct uploader_ops *ops; /* &uploader_ops */
-	struct store *store;		/* not owned */
-	struct meta *meta;		/* not owned */
-	struct silt_log *log;		/* may be NULL */
-	struct silt_metrics *metrics;	/* may be NULL */
+	struct store *store;            /* not owned */
+	struct meta *meta;              /* not owned */
+	struct silt_log *log;           /* may be NULL */
+	struct silt_metrics *metrics;   /* may be NULL */
 	uint64_t volume;
-	int compress_level;	  /* zstd, 0: off */
+	int compress_level;       /* zstd, 0: off */
 	unsigned upload_threads;  /* 0: 8 */
 	unsigned group_window_us; /* 0: 4,000 */
 
 	/* Called after a PUT succeeded and before the extents are committed, on the upload thread;
-	 * the bytes are valid during the call only. The closers wait meanwhile: copy and return. May
-	 * be NULL. */
+	 * the bytes are valid during the call only. The closers wait meanwhile: copy and return.
+	 * May be NULL. */
 	void (*on_pack)(void *arg, uint64_t pack, const struct iovec *iov, int niov, size_t total);
 	void *arg;
 };
