@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""warmup: its exit status is the truth about what is on the SSD."""
+# timeout: 600
+# asan: yes
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import silt  # noqa: E402
+from silt import SILTFS, check, equal  # noqa: E402
+
+suite = silt.Suite()
+SMALL = 400 if silt.QUICK or silt.SANITIZED else 3000
+BIG = (9 << 20) if silt.QUICK or silt.SANITIZED else (100 << 20)
+
+
+def noise(seed, n):
+    return random.Random(seed).randbytes(n)
+
+
+def make_data(m, top="data"):
+    """Many small files in directories, some of MiBs, one of many packs, links and empty files."""
+    files = {}
+    for i in range(SMALL):
+        files[f"{top}/d{i % 11}/s{i}"] = (i, 200 + (i * 7) % 6000)
+    for i in range(5):
+        files[f"{top}/m{i}"] = (f"m{i}", (2 << 20) + i)
+    files[f"{top}/big"] = ("big", BIG)
+    files[f"{top}/empty"] = ("e", 0)
+    for name, (seed, n) in files.items():
+        os.makedirs(os.path.dirname(m / name), exist_ok=True)
+        with open(m / name, "wb") as f:
+            f.write(noise(seed, n))
+    os.symlink("big", m / f"{top}/link")
+    os.symlink("nowhere", m / f"{top}/dangling")
+    os.link(m / f"{top}/m0", m / f"{top}/hard")
+    os.mkdir(m / f"{top}/emptydir")
+    return files
+
+
+def verify(m, files):
+    for name, (seed, n) in files.items():
+        with open(m / name, "rb") as f:
+            check(f.read() == noise(seed, n), f"content of {name}")
+
+
+def prepared(t, storage="file", shards=1, **mount):
+    v = t.volume(storage, shards)
+    m = t.mount(v)
+    files = make_data(m)
+    m.umount()
+    return v, t.mount(v, **mount), files
+
+
+def delta(m, before, *names):
+    now = m.counters()
+    return {n: now.get(n, 0) - before.get(n, 0) for n in names}
+
+
+@suite.cases_for(storage=["file", "s3"], shards=[1, 8])
+def after_it_nothing_is_fetched(t, storage, shards):
+    """At most one GET a pack; after it, reading everything makes 0 S3 requests; a second warmup
+    fetches nothing."""
+    v, m, files = prepared(t, storage, shards)
+    packs = len(v.bucket.objects())
+    p = t.siltfs("warmup", m / "data", timeout=300)
+    c = m.counters()
+    check(0 < c["store.gets"] <= packs, f"{c['store.gets']} GETs for {packs} packs")
+    check(re.search(r"\d", p.out + p.err), f"it says what it did: {p.out!r}")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, "store.gets", "store.heads", "store.lists", "cache.misses"),
+          {"store.gets": 0, "store.heads": 0, "store.lists": 0, "cache.misses": 0},
+          "requests while reading everything")
+    before = m.counters()
+    t.siltfs("warmup", m / "data", timeout=300)
+    equal(delta(m, before, "store.gets"), {"store.gets": 0}, "GETs of a second warmup")
+    # Reads in random order and of parts, too.
+    before = m.counters()
+    rng = random.Random(1)
+    with open(m / "data/big", "rb", buffering=0) as f:
+        want = noise("big", BIG)
+        for _ in range(100):
+            at = rng.randrange(BIG)
+            f.seek(at)
+            n = rng.randrange(1, 5000)
+            equal(f.read(n), want[at:at + n], f"{n} bytes at {at}")
+    equal(delta(m, before, "store.gets"), {"store.gets": 0}, "GETs for random reads")
+    # The cache is there after a restart of the daemon.
+    m.umount()
+    m = t.mount(v, cache_dir=m.cache_dir)
+    verify(m, files)
+    equal(m.counters()["store.gets"], 0, "GETs after a remount with the same cache")
+
+
+@suite.case
+def parts_of_a_tree_and_single_files(t):
+    v, m, files = prepared(t)
+    t.siltfs("warmup", m / "data/m3", m / "data/d4")
+    before = m.counters()
+    verify(m, {n: f for n, f in files.items() if n == "data/m3" or n.startswith("data/d4/")})
+    equal(delta(m, before, "store.gets"), {"store.gets": 0}, "GETs for what was asked for")
+    equal(t.siltfs("warmup", "--check", m / "data", check_status=False).returncode, 1,
+          "--check of the whole tree")
+
+
+@suite.case
+def check_and_evict(t):
+    v, m, files = prepared(t)
+    p = t.siltfs("warmup", "--check", m / "data", check_status=False)
+    equal(p.returncode, 1, "--check of a cold cache")
+    equal(m.counters()["store.gets"], 0, "--check fetches nothing")
+    t.siltfs("warmup", m / "data")
+    equal(t.siltfs("warmup", "--check", m / "data").returncode, 0, "--check of a warm cache")
+    t.siltfs("warmup", "--evict", m / "data")
+    equal(t.siltfs("warmup", "--check", m / "data", check_status=False).returncode, 1,
+          "--check after --evict")
+    before = m.counters()
+    verify(m, files)
+    check(delta(m, before, "store.gets")["store.gets"] > 0, "after --evict bytes are fetched")
+
+
+@suite.case
+def as_json_and_by_its_own_name(t):
+    v, m, files = prepared(t)
+    warmup = os.path.join(os.path.dirname(SILTFS), "warmup")
+    command = [warmup] if os.path.exists(warmup) else [SILTFS, "warmup"]
+    p = silt.run(*command, "--json", m / "data")
+    lines = [json.loads(x) for x in p.out.splitlines() if x.strip()]
+    check(lines, "JSON lines")
+    text = json.dumps(lines[-1])
+    total = sum(n for _, n in files.values())
+    check(str(total) in text or str(total + (2 << 20)) in text,
+          f"the bytes of all files ({total}) are in {text}")
+
+
+@suite.case
+def missing_objects_are_named(t):
+    """1 with the list of what is missing, when objects are lost; the rest is on the SSD."""
+    v, m, files = prepared(t)
+    m.expect("damaged", " error: ")
+    lone = m / "lone"
+    before = {k for k, _ in v.bucket.objects()}
+    m2 = t.mount(v)
+    with open(m2 / "lone", "wb") as f:
+        f.write(noise("lone", 50_000))
+    m2.umount()
+    key = next(k for k, _ in v.bucket.objects() if k not in before)
+    v.bucket.delete(key)
+    p = t.siltfs("warmup", m.path, check_status=False, timeout=300)
+    equal(p.returncode, 1, f"status ({p.out} {p.err})")
+    check("lone" in p.out + p.err, f"the lost file is named: {p.out} {p.err}")
+    check("big" not in p.out + p.err, "only that is named")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, "store.gets"), {"store.gets": 0}, "GETs for the rest")
+    check(os.path.exists(lone), "its name is still there")
+
+
+@suite.case
+def a_cache_that_is_too_small(t):
+    """2, refused, when it does not fit; nothing else breaks."""
+    v = t.volume()
+    m = t.mount(v)
+    with open(m / "big", "wb") as f:
+        for i in range(20):
+            f.write(noise(i, 8 << 20))
+    m.umount()
+    m = t.mount(v, options=["cache-size=64M"])
+    p = t.siltfs("warmup", m.path, check_status=False)
+    equal(p.returncode, 2, f"status ({p.out} {p.err})")
+    check(re.search("fit|space|small|size", p.out + p.err), f"says why: {p.err}")
+    with open(m / "big", "rb") as f:
+        for i in range(20):
+            check(f.read(8 << 20) == noise(i, 8 << 20), f"part {i} through a cache too small")
+    m.umount()
+    m = t.mount(v, cache=False)
+    equal(t.siltfs("warmup", m.path, check_status=False).returncode, 2, "without a cache directory")
+
+
+@suite.cases_for(victim=["warmup", "daemon"])
+def killed_and_resumed(t, victim):
+    """kill -9 of warmup, or of the daemon, in the middle: run again, it fetches the rest and what it
+    then says is true."""
+    v = t.volume("s3")
+    rgw = t.rgw()
+    m = t.mount(v)
+    files = make_data(m)
+    m.umount()
+    # A slow link, so that there is a middle.
+    proxy = t.proxy(rgw.port, "--delay-ms", "40")
+    v.bucket.url = v.bucket.url.replace(f":{rgw.port}/", f":{proxy.port}/")
+    m = t.mount(v, options=[f"bucket={v.bucket.url}", "fetch-threads=1"])
+    w = subprocess.Popen([SILTFS, "warmup", m.path], stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL)
+    silt.wait_until(lambda: m.counters()["store.gets"] >= 2 or w.poll() is not None, "the middle")
+    if victim == "warmup":
+        w.send_signal(signal.SIGKILL)
+        w.wait()
+    else:
+        m.kill()
+        check(w.wait(30) != 0, "warmup of a dead mount does not say it is done")
+        m = t.mount(v, cache_dir=m.cache_dir)
+    t.siltfs("warmup", m.path, timeout=300)
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, "store.gets", "cache.misses"), {"store.gets": 0, "cache.misses": 0},
+          "requests after the resumed warmup")
+
+
+@suite.case
+def while_files_change(t):
+    """A tree that another mount changes during the warmup: no crash, and a status that is true for
+    what was there."""
+    v, m, files = prepared(t)
+    other = t.mount(v)
+    w = subprocess.Popen([SILTFS, "warmup", m / "data"], stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT)
+    for i in range(200):
+        name = f"data/d{i % 11}/new{i}"
+        with open(other / name, "wb") as f:
+            f.write(b"new")
+        if i % 2:
+            os.unlink(other / name)
+    check(w.wait(120) in (0, 1), f"status {w.returncode}: {w.stdout.read()[-300:]}")
+    t.siltfs("warmup", m / "data")
+    verify(m, files)
+
+
+suite.main()
