@@ -3,24 +3,25 @@
  * A PUT costs the same for 4 KB and for 400 KB, so closers that come at about the same time should
  * share one. Three kinds of packs leave here:
  *
- *	large	pieces of 1 MiB and more, or PACK_TARGET bytes of small pieces of one file: a pack
- * of that file alone, at once, many in parallel full	small pieces of many files that fill a pack:
- * at once, many in parallel shared	fewer small pieces: one such pack at a time. Who comes while
- * it is being PUT makes up the next; this alone groups well when the PUT is slow
+ *	large	pieces of 1 MiB and more, or PACK_TARGET bytes of small pieces of one file:
+ *		a pack of that file alone, at once, many in parallel
+ *	full	small pieces of many files that fill a pack: at once, many in parallel
+ *	shared	fewer small pieces: one such pack at a time. Who comes while it is being PUT
+ *		makes up the next; this alone groups well when the PUT is slow
  *
  * It is not enough when the PUT is fast, nor against phases: of 16 writers in a loop, 8 wait for a
  * PUT while the other 8 queue, and so on for ever, half as well grouped as they could be. So a
  * shared pack waits a moment for the closers that must be about to come. How many there are is seen
  * in the past: at each start of a shared pack, its closers plus those of the pack before that still
  * wait for their commit are a lower bound for how many take part. The largest of the last
- * BATCH_RECENT such numbers, less an eighth for stragglers, is what the next pack waits for. Writers
- * that went away are forgotten after BATCH_RECENT packs, and one writer alone never waits, because
- * all it ever sees is itself.
+ * BATCH_RECENT such numbers, less an eighth for stragglers, is what the next pack waits for.
+ *Writers that went away are forgotten after BATCH_RECENT packs, and one writer alone never waits,
+ *because all it ever sees is itself.
  *
  * The wait is at most the window, counted from the first piece or from the end of the pack before
  * (PUT or commit), whatever was later: before that end its closers could not come. When no other
- * file is dirty (cache_writers_add), the wait ends after a quarter of the window without a newcomer:
- * then the others would first have to create a file.
+ * file is dirty (cache_writers_add), the wait ends after a quarter of the window without a
+ *newcomer: then the others would first have to create a file.
  *
  * One thread is kept free of large and full packs, so that small files don't queue behind them. */
 #include "cache/batch.h"
