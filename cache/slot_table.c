@@ -1,5 +1,5 @@
-/* See slot_table.h for the format. Loading reads the whole file with one read and checks every entry
- * as it is asked for: 32 MiB and a million short hashes for a terabyte of cache. */
+/* See slot_table.h for the format. Loading reads the whole file with one read and checks every
+ * entry as it is asked for: 32 MiB and a million short hashes for a terabyte of cache. */
 #include "cache/slot_table.h"
 
 #include <errno.h>
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -52,7 +53,7 @@ static uint32_t entry_check(const struct slot_header *h, const uint8_t *in)
 }
 
 void slot_entry_encode(const struct slot_header *h, uint32_t slot, const struct slot_entry *e,
-		       uint8_t out[TABLE_ENTRY])
+                       uint8_t out[TABLE_ENTRY])
 {
 	uint8_t *p = silt_put_le(out, e->pack, 8);
 	p = silt_put_le(p, e->piece, 4);
@@ -66,7 +67,7 @@ void slot_entry_encode(const struct slot_header *h, uint32_t slot, const struct 
 }
 
 bool slot_entry_decode(const struct slot_header *h, uint32_t slot, const uint8_t in[TABLE_ENTRY],
-		       struct slot_entry *out)
+                       struct slot_entry *out)
 {
 	struct silt_reader r = silt_reader_of(in, TABLE_ENTRY);
 	struct slot_entry e = { 0 };
@@ -129,7 +130,7 @@ static int write_header(struct slot_table *t)
 /* Decides whether the table that is there can be taken over. 1: make a new one (`why` says why,
  * unless there was none), 0: take it, else refused. */
 static int judge_header(const uint8_t *in, size_t len, uint64_t volume, struct slot_header *h,
-			char why[160], struct silt_err *err)
+                        char why[160], struct silt_err *err)
 {
 	if (len == 0)
 		return 1;
@@ -139,15 +140,15 @@ static int judge_header(const uint8_t *in, size_t len, uint64_t volume, struct s
 	}
 	if (h->volume != volume)
 		return silt_fail(err, -EEXIST,
-				 "the cache directory holds data of volume %016" PRIx64
-				 ", not of %016" PRIx64 "; give each volume its own directory, or "
-				 "empty this one",
-				 h->volume, volume);
+		                 "the cache directory holds data of volume %016" PRIx64
+		                 ", not of %016" PRIx64 "; give each volume its own directory, or "
+		                 "empty this one",
+		                 h->volume, volume);
 	if (h->version > SLOT_TABLE_VERSION)
 		return silt_fail(err, -EEXIST,
-				 "the cache directory was written by a newer siltfs (table version "
-				 "%u, this one knows %u); use that siltfs, or empty the directory",
-				 h->version, SLOT_TABLE_VERSION);
+		                 "the cache directory was written by a newer siltfs (table version "
+		                 "%u, this one knows %u); use that siltfs, or empty the directory",
+		                 h->version, SLOT_TABLE_VERSION);
 	if (h->version < SLOT_TABLE_VERSION || h->slot_size != SLOT_SIZE) {
 		snprintf(why, 160, "it is of an older version (%u)", h->version);
 		return 1;
@@ -166,7 +167,7 @@ static int resize(struct slot_table *t, uint32_t slots, bool fresh, struct silt_
 	int rc = posix_fallocate(t->fd, 0, size);
 	if (rc != 0 && rc != EOPNOTSUPP && rc != EINVAL)
 		return silt_fail(err, -rc, "no room for the slot table (%lld bytes): %s",
-				 (long long)size, strerror(rc));
+		                 (long long)size, strerror(rc));
 	t->h.slots = slots;
 	if (write_header(t) < 0)
 		return silt_fail(err, -EIO, "cannot write the slot table");
@@ -174,7 +175,7 @@ static int resize(struct slot_table *t, uint32_t slots, bool fresh, struct silt_
 }
 
 int slot_table_open(int dirfd, const char *name, uint64_t volume, uint32_t slots, bool *fresh,
-		    char why[160], struct slot_table *out, struct silt_err *err)
+                    char why[160], struct slot_table *out, struct silt_err *err)
 {
 	struct slot_table t = { .fd = -1 };
 	uint8_t head[64];
@@ -193,8 +194,8 @@ int slot_table_open(int dirfd, const char *name, uint64_t volume, uint32_t slots
 	*fresh = rc == 1;
 	if (*fresh) {
 		t.h = (struct slot_header){ .version = SLOT_TABLE_VERSION,
-					    .slot_size = SLOT_SIZE,
-					    .volume = volume };
+			                    .slot_size = SLOT_SIZE,
+			                    .volume = volume };
 		if (getrandom(&t.h.nonce, sizeof(t.h.nonce), 0) < 0)
 			t.h.nonce = (uint64_t)time(NULL);
 	}

@@ -1,5 +1,5 @@
-/* The slot table: what is in each slot of the SSD cache, in a file, so that a restart finds the cache
- * as it was. Version 1.
+/* The slot table: what is in each slot of the SSD cache, in a file, so that a restart finds the
+ *cache as it was. Version 1.
  *
  *	0       TABLE_HEADER bytes   header: the 64 bytes below, then zeros
  *	4096    TABLE_ENTRY bytes    entry of slot 0
@@ -10,14 +10,14 @@
  *	entry   u64 pack id | u32 piece | u32 pack length | u16 valid | u8 freq | u8 flags |
  *	        u32 slot number | u32 zero | u32 check                                      32 bytes
  *
- * `check` is XXH3_64bits over the 28 bytes before, seeded with volume id ^ nonce, folded to 32 bits:
- * an entry of another volume, of a table made earlier on the same disk, or of another slot never
- * passes for this one's. An entry that does not check, or whose pack id is 0, is a free slot. The
- * nonce is new each time a table is made. Entries don't cross a 4 KiB page, so a power cut tears at
- * most the check, not two entries.
+ * `check` is XXH3_64bits over the 28 bytes before, seeded with volume id ^ nonce, folded to 32
+ *bits: an entry of another volume, of a table made earlier on the same disk, or of another slot
+ *never passes for this one's. An entry that does not check, or whose pack id is 0, is a free slot.
+ *The nonce is new each time a table is made. Entries don't cross a 4 KiB page, so a power cut tears
+ *at most the check, not two entries.
  *
- * The functions on bytes are pure. The table's file functions are for one thread at a time: the tier
- * holds its save lock. */
+ * The functions on bytes are pure. The table's file functions are for one thread at a time: the
+ *tier holds its save lock. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -25,12 +25,12 @@
 
 #include "meta/error.h"
 
-#define SLOT_SIZE	   (1u << 20)
-#define SLOT_CHUNK	   (64u << 10) /* what one bit of `valid` stands for */
-#define SLOT_CHUNKS	   (SLOT_SIZE / SLOT_CHUNK)
+#define SLOT_SIZE          (1u << 20)
+#define SLOT_CHUNK         (64u << 10) /* what one bit of `valid` stands for */
+#define SLOT_CHUNKS        (SLOT_SIZE / SLOT_CHUNK)
 #define SLOT_TABLE_VERSION 1u
-#define TABLE_HEADER	   4096u
-#define TABLE_ENTRY	   32u
+#define TABLE_HEADER       4096u
+#define TABLE_ENTRY        32u
 
 enum {
 	SLOT_VERIFIED = 1, /* written from a pack whose every frame had been checked */
@@ -42,7 +42,7 @@ struct slot_header {
 };
 
 struct slot_entry {
-	uint64_t pack; /* 0: free */
+	uint64_t pack;  /* 0: free */
 	uint32_t piece; /* which SLOT_SIZE part of the pack */
 	uint32_t pack_len;
 	uint16_t valid; /* bit i: chunk i of the slot holds its bytes */
@@ -55,14 +55,14 @@ void slot_header_encode(const struct slot_header *h, uint8_t out[64]);
 int slot_header_decode(const uint8_t in[64], struct slot_header *out);
 
 void slot_entry_encode(const struct slot_header *h, uint32_t slot, const struct slot_entry *e,
-		       uint8_t out[TABLE_ENTRY]);
+                       uint8_t out[TABLE_ENTRY]);
 
 /* True when `in` is a sound entry of a used slot; false (and *out zeroed) when the slot is free. */
 bool slot_entry_decode(const struct slot_header *h, uint32_t slot, const uint8_t in[TABLE_ENTRY],
-		       struct slot_entry *out);
+                       struct slot_entry *out);
 
-/* Which bits of `valid` a slot has when all of its part of a pack of `pack_len` bytes is there; 0 for
- * a piece past the pack's end. */
+/* Which bits of `valid` a slot has when all of its part of a pack of `pack_len` bytes is there; 0
+ * for a piece past the pack's end. */
 uint16_t slot_full_mask(uint32_t pack_len, uint32_t piece);
 
 struct slot_table {
@@ -76,13 +76,14 @@ struct slot_table {
  * missing, of an older version, or its header was damaged (*why then says so, else "").
  * -EEXIST: it belongs to another volume or a newer siltfs; `err` says what to do. */
 int slot_table_open(int dirfd, const char *name, uint64_t volume, uint32_t slots, bool *fresh,
-		    char why[160], struct slot_table *out, struct silt_err *err);
+                    char why[160], struct slot_table *out, struct silt_err *err);
 void slot_table_close(struct slot_table *t);
 
 /* Gives the entry that slot `slot` had when the table was opened, until slot_table_loaded(). */
 bool slot_table_entry(const struct slot_table *t, uint32_t slot, struct slot_entry *out);
 void slot_table_loaded(struct slot_table *t);
 
-/* Writes one entry (in place, through the page cache); slot_table_sync() makes all of them durable. */
+/* Writes one entry (in place, through the page cache); slot_table_sync() makes all of them durable.
+ */
 int slot_table_put(struct slot_table *t, uint32_t slot, const struct slot_entry *e);
 int slot_table_sync(struct slot_table *t);
