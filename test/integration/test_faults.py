@@ -88,13 +88,13 @@ def store_faults_while_writing_and_reading(t, fault):
     rgw = t.rgw()
     proxy = t.proxy(rgw.port, *FAULTS[fault])
     v = t.volume("s3", bucket=rgw.bucket(port=proxy.port))
-    m = t.mount(v, options=STALL_OPTIONS)
+    m = t.mount(v)
     w = Writers(m, "d", total=FILES)
     w.join()
     equal(w.failed, {}, "files whose close() failed")
     w.verify(m)
     m.umount()
-    m = t.mount(v, options=STALL_OPTIONS)
+    m = t.mount(v)
     w.verify(m)
     check(m.counters()["store.gets"] > 0, "the files came from the store")
     m.umount()
@@ -107,7 +107,6 @@ FAULTS = {
     "stall": ["--pstall", "0.01"],
     "mixed": ["--p503", "0.05", "--pcut", "0.05", "--pstall", "0.005"],
 }
-STALL_OPTIONS = []
 
 
 @suite.case
@@ -264,7 +263,7 @@ def redis_gone_for_good(t):
     """Redis does not come back: operations that need it end with an error after the limit, the mount
     can still be ended."""
     v = t.volume()
-    m = t.mount(v, options=["meta-wait=3"])
+    m = t.mount(v, options=["redis-wait=3"])
     m.expect(" error: ", "damaged")
     write(m / "f", b"x")
     v.redis.kill()
@@ -321,7 +320,6 @@ def kill_9_keeps_fsynced_bytes(t):
     os.fsync(fd)
     os.write(fd, b"not fsynced" * 1000)
     m.kill()
-    os.close(fd) if False else None
     m = t.mount(v)
     equal(read(m / "f")[:len(data)] == data, True, "the fsynced bytes are there")
 

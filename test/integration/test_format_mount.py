@@ -169,7 +169,7 @@ def bucket_missing_or_not_writable(t):
     # A bucket that went away after format stops the mount.
     v = t.volume()
     shutil.rmtree(v.bucket.path)
-    refused(try_mount(t, v.address), v.bucket.path)
+    refused(try_mount(t, v.address), re.escape(v.bucket.path))
 
 
 @suite.case

@@ -188,15 +188,13 @@ def a_cache_that_is_too_small(t):
 def killed_and_resumed(t, victim):
     """kill -9 of warmup, or of the daemon, in the middle: run again, it fetches the rest and what it
     then says is true."""
-    v = t.volume("s3")
     rgw = t.rgw()
+    proxy = t.proxy(rgw.port, "--delay-ms", "40")  # a slow link, so that there is a middle
+    v = t.volume("s3", bucket=rgw.bucket(port=proxy.port))
     m = t.mount(v)
     files = make_data(m)
     m.umount()
-    # A slow link, so that there is a middle.
-    proxy = t.proxy(rgw.port, "--delay-ms", "40")
-    v.bucket.url = v.bucket.url.replace(f":{rgw.port}/", f":{proxy.port}/")
-    m = t.mount(v, options=[f"bucket={v.bucket.url}", "fetch-threads=1"])
+    m = t.mount(v, options=["fetch-threads=1"])
     w = subprocess.Popen([SILTFS, "warmup", m.path], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
     silt.wait_until(lambda: m.counters()["store.gets"] >= 2 or w.poll() is not None, "the middle")

@@ -280,57 +280,57 @@ class S3Client:
             marker = page[-1][0]
 
 
-class Bucket:
-    """A place for objects. `url` goes to `siltfs format --bucket`."""
-
-    def objects(self):
-        raise NotImplementedError
+# A bucket is a place for objects: `kind` and `url` go to `siltfs format`; keys in objects(), get(),
+# put() and delete() are below the volume's name, which is the first part of every key in the bucket.
 
 
-class DirBucket(Bucket):
+class DirBucket:
     kind = "file"
 
-    def __init__(self, path):
+    def __init__(self, path, volume="vol"):
         self.url = self.path = path
+        self.volume = volume
         os.makedirs(path, exist_ok=True)
 
     def objects(self, prefix="packs/"):
         out = []
-        for d, _, names in os.walk(self.path):
+        top = os.path.join(self.path, self.volume)
+        for d, _, names in os.walk(top):
             for n in names:
-                key = os.path.relpath(os.path.join(d, n), self.path)
+                key = os.path.relpath(os.path.join(d, n), top)
                 if key.startswith(prefix):
                     out.append((key, os.path.getsize(os.path.join(d, n))))
         return sorted(out)
 
     def get(self, key):
-        with open(os.path.join(self.path, key), "rb") as f:
+        with open(os.path.join(self.path, self.volume, key), "rb") as f:
             return f.read()
 
     def put(self, key, body):
-        path = os.path.join(self.path, key)
+        path = os.path.join(self.path, self.volume, key)
         if os.path.exists(path):
             os.unlink(path)
         with open(path, "wb") as f:
             f.write(body)
 
     def delete(self, key):
-        os.unlink(os.path.join(self.path, key))
+        os.unlink(os.path.join(self.path, self.volume, key))
 
 
-class S3Bucket(Bucket):
+class S3Bucket:
     kind = "s3"
 
-    def __init__(self, rgw, name, prefix="", port=None):
-        self.rgw, self.name, self.prefix = rgw, name, prefix
+    def __init__(self, rgw, name, prefix="", port=None, volume="vol"):
+        self.rgw, self.name = rgw, name
         self.url = f"http://{rgw.host}:{port or rgw.port}/{name}" + (f"/{prefix}" if prefix else "")
+        self.below = f"{prefix}/{volume}/" if prefix else f"{volume}/"
 
     def _key(self, key):
-        return f"{self.prefix}/{key}" if self.prefix else key
+        return self.below + key
 
     def objects(self, prefix="packs/"):
-        cut = len(self.prefix) + 1 if self.prefix else 0
-        return [(k[cut:], n) for k, n in self.rgw.client.list(self.name, self._key(prefix))]
+        return [(k[len(self.below):], n)
+                for k, n in self.rgw.client.list(self.name, self._key(prefix))]
 
     def get(self, key):
         return self.rgw.client.get(self.name, self._key(key))

@@ -180,9 +180,9 @@ class Mount:
         self.expected = []
         os.makedirs(self.path, exist_ok=True)
         opts = [f"log={self.log}", *options]
+        opts.append(f"cache-dir={self.cache_dir or 'none'}")
         if self.cache_dir:
             os.makedirs(self.cache_dir, exist_ok=True)
-            opts.append(f"cache-dir={self.cache_dir}")
             if not any(o.startswith("cache-size=") for o in opts):
                 opts.append("cache-size=2G")
         with open(self.stderr, "ab") as err:
