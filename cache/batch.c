@@ -15,13 +15,13 @@
  * in the past: at each start of a shared pack, its closers plus those of the pack before that still
  * wait for their commit are a lower bound for how many take part. The largest of the last
  * BATCH_RECENT such numbers, less an eighth for stragglers, is what the next pack waits for.
- *Writers that went away are forgotten after BATCH_RECENT packs, and one writer alone never waits,
- *because all it ever sees is itself.
+ * Writers that went away are forgotten after BATCH_RECENT packs, and one writer alone never waits,
+ * because all it ever sees is itself.
  *
  * The wait is at most the window, counted from the first piece or from the end of the pack before
  * (PUT or commit), whatever was later: before that end its closers could not come. When no other
  * file is dirty (cache_writers_add), the wait ends after a quarter of the window without a
- *newcomer: then the others would first have to create a file.
+ * newcomer: then the others would first have to create a file.
  *
  * One thread is kept free of large and full packs, so that small files don't queue behind them. */
 #include "cache/batch.h"
