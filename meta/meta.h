@@ -1,5 +1,5 @@
 /* What a file system is: the metadata engine on Redis. Read this first, then types.h (inodes),
- * layout.md's picture at the head of functions.lua (keys and records), record.h (encodings),
+ * the picture at the head of functions.lua (keys and records), record.h (encodings),
  * conn.h (the connection), extent.h.
  *
  * Every operation is one server-side function call (FCALL) when it stays in one shard, sent over one
@@ -93,7 +93,7 @@ struct meta_dirent {
 	uint16_t len;
 	uint32_t type;	/* S_IFMT bits */
 	silt_ino ino;
-	uint64_t pos;	/* the entry's place in the directory's fixed order; a cookie for meta_readdir */
+	uint64_t pos;	/* cookie: meta_readdir() from here goes on after this entry; > 2 */
 	bool has_inode; /* false for entries whose inode is in another shard: ask meta_getattr */
 	struct silt_inode inode;
 };
@@ -101,7 +101,7 @@ struct meta_dirent {
 /* A page of a directory: entries in the fixed order. */
 struct meta_dirpage {
 	size_t n;
-	uint64_t next; /* where the next page begins; 0: that was the end */
+	uint64_t next; /* cookie of the next page; 0: that was the end */
 	struct meta_dirent v[];
 };
 
@@ -112,7 +112,14 @@ struct meta_statfs {
 /* What `done` gets; valid during the call only. `err` 0 or a negative errno. */
 struct meta_reply {
 	int err;
-	struct silt_inode inode; /* lookup, getattr, setattr, make, link, and rename's moved inode */
+	/* lookup, getattr, setattr, make, link; unlink: as it is now; rename: the moved one. lookup and
+	 * rename of an entry whose inode is in another shard fetch it with a second call. */
+	struct silt_inode inode;
+	/* rename: the inode that lost its name to it (0: none), and its links now; 0 links and
+	 * `keep_open`: it stays until meta_release_deleted(). */
+	silt_ino replaced;
+	uint32_t replaced_nlink;
+	bool existed; /* make: it was there before */
 	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
 	bool *keep_page;	 /* set it to keep `page` */
 	const void *data;	 /* readlink: target; window: the log */
@@ -141,8 +148,8 @@ void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_
 
 /* Creates a file, directory, symbolic link or special file (type in `mode`). The group is the
  * directory's when that has the set-group-ID bit, and a directory inherits the bit. -EEXIST with the
- * existing inode in the reply, unless `open_existing` (open without O_EXCL): then it is a success for
- * a regular file, and attr.version of a file just made is 0. */
+ * existing inode in the reply, unless `open_existing` (open without O_EXCL): then it is a success with
+ * `existed` set in the reply. */
 struct meta_make {
 	uint32_t mode, uid, gid, rdev;
 	const char *target; /* symbolic links */
@@ -157,9 +164,8 @@ void meta_readlink(struct meta *m, silt_ino ino, meta_done done, void *arg);
 void meta_link(struct meta *m, silt_ino ino, silt_ino dir, const char *name, size_t len,
 	       struct silt_time now, meta_done done, void *arg);
 
-/* Reply: the inode after the change (nlink 0: it was the last name). A file that `keep_open` says is
- * open here stays until meta_release_deleted(). `keep_open(keep_arg, ino)` is asked on the caller's
- * thread before and is told the inode the name had when last looked up; pass what you know. */
+/* Reply: the inode after the change (nlink 0: it was the last name). A file whose last name goes stays,
+ * if `keep_open`, until meta_release_deleted() or the end of the session. */
 void meta_unlink(struct meta *m, silt_ino dir, const char *name, size_t len, bool keep_open,
 		 struct silt_time now, meta_done done, void *arg);
 void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, struct silt_time now,
@@ -205,7 +211,8 @@ void meta_commit(struct meta *m, struct meta_commit *items, size_t n, meta_done 
 /* --- For tools and tests ------------------------------------------------------------------------- */
 
 /* Waits for one operation on the calling thread:
- *	struct meta_wait w = META_WAIT;
+ *	struct meta_wait w;
+ *	meta_wait_init(&w);
  *	meta_lookup(m, dir, name, len, meta_wait_done, &w);
  *	int err = meta_wait(&w);	  // the reply is in w.reply; free w.page, w.data
  * Never on a reader thread. */

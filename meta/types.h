@@ -32,7 +32,7 @@ static inline silt_ino silt_ino_make(unsigned shard, uint64_t seq)
 
 #define SILT_NAME_MAX	 255
 #define SILT_SYMLINK_MAX 4095
-#define SILT_FILE_MAX	 ((uint64_t)1 << 60) /* bytes */
+#define SILT_FILE_MAX	 ((uint64_t)1 << 52) /* bytes: exact in the functions' doubles */
 
 struct silt_time {
 	int64_t sec; /* since 1970; -2^39 to 2^39-1 are kept */

@@ -1,0 +1,149 @@
+/* Private to meta/: the open volume, how a function is called, and one operation under way.
+ *
+ * Files: engine.c open, session, heartbeat; volume.c settings and server checks; call.c requests and
+ * replies; ops.c operations of one shard; readdir.c; commit.c; sequence.c inode numbers; tx.c
+ * operations across shards; wait.c the synchronous face. */
+#pragma once
+#include <stdatomic.h>
+
+#include "meta/conn.h"
+#include "meta/lock.h"
+#include "meta/meta.h"
+#include "meta/record.h"
+
+/*	    id		   name */
+#define META_FUNCTIONS(X)                                                                          \
+	X(F_LOOKUP, "lookup") X(F_GETATTR, "getattr") X(F_READLINK, "readlink")                    \
+	X(F_WINDOW, "window") X(F_READDIR, "readdir") X(F_STATFS, "statfs")                        \
+	X(F_MAKE, "make") X(F_SETATTR, "setattr") X(F_LINK, "link") X(F_UNLINK, "unlink")          \
+	X(F_RMDIR, "rmdir") X(F_RENAME, "rename") X(F_RELEASE, "release") X(F_COMMIT, "commit")    \
+	X(F_ALLOC, "alloc") X(F_FORMAT, "format") X(F_SESSION_OPEN, "session_open")                \
+	X(F_HEARTBEAT, "heartbeat") X(F_SESSION_CLAIM, "session_claim")                            \
+	X(F_SESSION_CLOSE, "session_close") X(F_SESSION_LIST, "session_list")                      \
+	X(F_SESSION_SWEEP, "session_sweep") X(F_GARBAGE_PEEK, "garbage_peek")                      \
+	X(F_GARBAGE_DONE, "garbage_done") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
+	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
+	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_INTENTS, "x_intents")              \
+	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
+	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
+	X(F_X_UNLOCK, "x_unlock") X(F_COMMAND, "(command)")
+
+enum meta_function {
+#define X(id, name) id,
+	META_FUNCTIONS(X)
+#undef X
+	F_COUNT
+};
+
+/* Inode sequences of a shard, reserved in blocks that grow from SEQ_BLOCK_MIN to SEQ_BLOCK_MAX, the
+ * next block asked for before the present one runs out. `lock` guards all. */
+#define SEQ_BLOCK_MIN 64
+#define SEQ_BLOCK_MAX 4096
+struct op;
+struct sequence {
+	struct silt_lock lock;
+	uint64_t next, end;   /* the present block */
+	uint64_t next2, end2; /* the block after it, when it has come */
+	unsigned block;
+	bool asking;
+	struct op *waiting; /* operations that need a number */
+};
+
+struct tx_pool;
+
+struct meta {
+	struct meta_config cfg;
+	struct silt_log *log;
+	struct silt_metrics *metrics;
+	struct conn *conn;
+	struct meta_local *local;
+	struct meta_volume volume;
+	unsigned fill; /* entries a dentry bucket is meant to hold */
+	uint64_t session;
+	char session_text[24];
+	struct sequence *sequences; /* one a shard */
+	struct tx_pool *tx;
+	atomic_uint_fast64_t tx_counter;
+	pthread_t heart;
+	bool heart_runs;
+	struct silt_lock heart_lock; /* guards stopping */
+	struct silt_cond heart_wake;
+	bool stopping;
+};
+
+/* One operation under way: what it was asked for (kept for a second try or a continuation across
+ * shards), and whom to tell. Freed after `done`. */
+struct op {
+	struct meta *m;
+	enum meta_function fn;
+	silt_ino ino, dir, dir2; /* as the operation needs them */
+	const char *name, *name2; /* in `text` */
+	uint16_t len, len2;
+	unsigned flags, tries;
+	bool keep, attrs;
+	uint64_t number, seq; /* position, window, count; the new inode's sequence */
+	unsigned want;
+	struct silt_time now;
+	struct silt_attr values;
+	struct meta_make make;
+	char tx[40];
+	meta_done done;
+	void *arg;
+	struct op *next;
+	char text[];
+};
+
+/* call.c */
+struct op *op_new(struct meta *m, enum meta_function fn, const char *name, size_t len, const char *name2,
+		  size_t len2, size_t extra, meta_done done, void *arg);
+void op_end(struct op *op, struct meta_reply *r); /* tells and frees */
+void op_fail(struct op *op, int err);
+/* Begins FCALL (FCALL_RO for reading functions) with the shard's key; `args` more must follow, the
+ * last of a writing function being the retry flag (call_send adds it: it is counted). */
+struct conn_request *call_begin(struct meta *m, unsigned shard, enum meta_function fn, int args,
+				size_t hint);
+void call_send(struct meta *m, enum meta_function fn, struct conn_request *r, conn_done done, void *arg);
+void call_arg_time(struct conn_request **r, struct silt_time t);
+bool function_writes(enum meta_function fn);
+/* Maps a reply to an error: 0 for an array that begins with an integer >= 0 (which goes to *code).
+ * Error replies are logged. */
+int reply_code(struct meta *m, enum meta_function fn, int err, const redisReply *reply, long long *code);
+const redisReply *reply_at(const redisReply *reply, size_t i); /* a string element, or NULL */
+int reply_inode(struct meta *m, silt_ino ino, const redisReply *s, struct silt_inode *out);
+void next_tx(struct meta *m, char out[40]);
+int check_name(const char *name, size_t len);
+
+/* The blocking form, for other than reader threads. Returns the reply (caller frees) in *out. */
+int call_wait(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **out);
+
+/* sequence.c: calls op_with_sequence(op) with op->seq set, now or later. */
+void sequence_take(struct meta *m, unsigned shard, struct op *op);
+int sequences_init(struct meta *m);
+void sequences_free(struct meta *m);
+
+/* ops.c */
+void op_with_sequence(struct op *op);
+void op_resubmit(struct op *op); /* sends the operation's first call again */
+/* Looks the inode up in its own shard and ends the operation with it. */
+void op_finish_with_getattr(struct op *op, silt_ino ino, const struct meta_reply *so_far);
+
+/* tx.c: operations across shards, on threads of their own. */
+int tx_open(struct meta *m);
+void tx_close(struct meta *m);
+void tx_make_dir(struct op *op, unsigned shard);
+void tx_link(struct op *op);
+void tx_rmdir(struct op *op);
+void tx_rename(struct op *op);
+/* After an unlink or rename left an intent for an inode elsewhere: finish it, then end `op`. */
+void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far);
+void tx_again(struct op *op); /* resubmit after a pause */
+/* Completes what a dead session left in every shard, and forgets the session. Heartbeat thread. */
+void tx_recover(struct meta *m, const char *session);
+void tx_collect_garbage(struct meta *m);
+
+/* volume.c */
+int volume_to_json(const struct meta_volume *v, char **out);
+int volume_from_json(const char *text, struct meta_volume *out, struct silt_err *err);
+int volume_load(redisContext *c, const char *shown, struct meta_volume *out, struct silt_err *err);
+int server_check(redisContext *c, const char *shown, struct meta_server_info *info, struct silt_err *err);
+int functions_load(redisContext *c, const char *shown, struct silt_err *err);

@@ -1,0 +1,10 @@
+/* The functions' source, as bytes of the program: what it needs from Redis travels with it. */
+	.section .rodata
+	.global silt_functions_begin
+	.global silt_functions_end
+silt_functions_begin:
+	.incbin "meta/functions.lua"
+	.incbin "meta/functions_tx.lua"
+silt_functions_end:
+	.byte 0
+	.section .note.GNU-stack,"",%progbits

@@ -1,0 +1,350 @@
+
+-- --- sessions (shard 0; cleanup in every shard)
+
+local function now_ms()
+  local t = call('TIME')
+  return t[1] * 1000 + floor(t[2] / 1000)
+end
+
+-- JSON, time to live (ms), retry
+local function session_open(K, A)
+  local T = K[1]
+  local sid = call('HINCRBY', T .. 'c', 's', 1)
+  call('HSET', T .. 'S', sid, A[1])
+  call('ZADD', T .. 'H', now_ms() + tonumber(A[2]), sid)
+  return { 0, sid }
+end
+
+-- session, time to live, retry. Reply: sessions that have expired; ENOENT: ours was taken away.
+local function heartbeat(K, A)
+  local T, now = K[1], now_ms()
+  if call('HEXISTS', T .. 'S', A[1]) == 0 then return ENOENT end
+  call('ZADD', T .. 'H', fmt('%.0f', now + tonumber(A[2])), A[1])
+  return { 0, unpack(call('ZRANGEBYSCORE', T .. 'H', '-inf', fmt('%.0f', now), 'LIMIT', 0, 10)) }
+end
+
+-- dead session, time to live of the claim, retry: 0 when the caller may clean up after it
+local function session_claim(K, A)
+  local T, now = K[1], now_ms()
+  local score = call('ZSCORE', T .. 'H', A[1])
+  if not score then return ENOENT end
+  if tonumber(score) > now then return EAGAIN end
+  call('ZADD', T .. 'H', fmt('%.0f', now + tonumber(A[2])), A[1])
+  return { 0 }
+end
+
+local function session_close(K, A)
+  call('HDEL', K[1] .. 'S', A[1])
+  call('ZREM', K[1] .. 'H', A[1])
+  return { 0 }
+end
+
+local function session_list(K)
+  local T, out = K[1], { 0 }
+  local all = call('HGETALL', T .. 'S')
+  for i = 1, #all, 2 do
+    out[#out + 1] = all[i]
+    out[#out + 1] = all[i + 1]
+    out[#out + 1] = call('ZSCORE', T .. 'H', all[i]) or '0'
+  end
+  return out
+end
+
+-- session, retry: deletes at most 100 files that it held open. Reply: how many are left.
+local function session_sweep(K, A)
+  local T, n, left = K[1], 0, 0
+  local all = call('HGETALL', T .. 'o')
+  for i = 1, #all, 2 do
+    if all[i + 1] == A[1] then
+      if n < 100 then
+        local q = tonumber(all[i], 16)
+        local r = get(T, q)
+        if r and r.nlink == 0 then destroy(T, q, r) end
+        call('HDEL', T .. 'o', all[i])
+        n = n + 1
+      else
+        left = left + 1
+      end
+    end
+  end
+  return { 0, left }
+end
+
+-- --- garbage: extents on their way out of the live counters
+
+-- Reply: the first item of the list and, for a whole file, up to 32 of its windows.
+local function garbage_peek(K, A)
+  local T = K[1]
+  local item = call('LINDEX', T .. 'g', 0)
+  if not item then return { 0, '' } end
+  if sub(item, 1, 1) == 'B' then return { 0, item } end
+  local key, out = T .. 'x' .. sub(item, 2), { 0, item }
+  for i, w in ipairs(call('HKEYS', key)) do
+    if i > 32 then break end
+    out[#out + 1] = w
+    out[#out + 1] = call('HGET', key, w)
+  end
+  return out
+end
+
+-- item, number of windows, windows..., then pairs of pack and stored bytes, retry. Nothing happens
+-- unless the item is still the first: another client was quicker, or this was sent again.
+local function garbage_done(K, A)
+  local T, n = K[1], tonumber(A[2])
+  if call('LINDEX', T .. 'g', 0) ~= A[1] then return { 0 } end
+  if sub(A[1], 1, 1) == 'X' then
+    local key = T .. 'x' .. sub(A[1], 2)
+    for i = 3, 2 + n do
+      if call('HDEL', key, A[i]) == 0 then return { 0 } end
+    end
+    if call('EXISTS', key) == 0 then call('LPOP', T .. 'g') end
+  else
+    call('LPOP', T .. 'g')
+  end
+  for i = 3 + n, #A - 1, 2 do live(T, tonumber(A[i]), -tonumber(A[i + 1])) end
+  return { 0 }
+end
+
+-- --- operations across shards
+--
+-- Such an operation is a list of steps, each one call in one shard. The first step leaves an intent
+-- (Tt: transaction -> what it is) in the same call in which it changes anything; a step in another
+-- shard keeps its result under Ta<transaction>, so that doing it again gives the same answer; the last
+-- step removes the intent. Who finds the intent of a dead session runs the same list with the same
+-- transaction: what was done is not done twice, what was missing is done now. tx.c has the lists.
+
+local KEEP_S = 3600 -- seconds a step's result is kept when nobody clears it
+
+local function applied(T, tx)
+  local s = call('GET', T .. 'a' .. tx)
+  return s and cmsgpack.unpack(s)
+end
+
+local function apply(T, tx, result)
+  call('SET', T .. 'a' .. tx, cmsgpack.pack(result), 'EX', KEEP_S)
+  return result
+end
+
+-- transaction, intent, sequence, mode, uid, gid, parent shard, parent sequence, now, retry: makes the
+-- inode of a directory whose entry is in another shard
+local function x_make_dir(K, A)
+  local T, q = K[1], tonumber(A[3])
+  if get(T, q) then return { 0 } end
+  put(T, q, { kind = DIR, mode = tonumber(A[4]), n = 1, mtime = A[9], ctime = A[9], atime = A[9],
+    uid = tonumber(A[5]), gid = tonumber(A[6]), nlink = 2, size = 0, version = 0,
+    tail = struct.pack('<I2I6', tonumber(A[7]), tonumber(A[8])) })
+  usage(T, 1, 0)
+  call('HSET', T .. 't', A[1], A[2])
+  return { 0 }
+end
+
+-- transaction, intent, sequence, now, retry: one more name is to come from another shard
+local function x_link(K, A)
+  local T, q = K[1], tonumber(A[3])
+  if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
+  local r = get(T, q)
+  if not r or r.nlink == 0 then return ENOENT end
+  if r.kind == DIR then return EPERM end
+  if r.nlink >= LINK_MAX then return EMLINK end
+  r.nlink, r.ctime = r.nlink + 1, A[4]
+  put(T, q, r)
+  call('HSET', T .. 't', A[1], A[2])
+  return { 0 }
+end
+
+-- transaction, sequence, ok, now, retry: ends x_make_dir or x_link; not ok takes it back
+local function x_end(K, A)
+  local T, q = K[1], tonumber(A[2])
+  if call('HDEL', T .. 't', A[1]) == 0 or A[3] == '1' then
+    local key, field = inode_key(T, q)
+    return { 0, call('HGET', key, field) or '' }
+  end
+  local r = get(T, q)
+  if r and r.kind == DIR then
+    destroy(T, q, r)
+  elseif r then
+    drop_link(T, q, r, '', A[4])
+  end
+  return { 0, '' }
+end
+
+-- transaction, dir, name, type, shard, sequence, now, fill, retry
+local function x_add_entry(K, A)
+  local T, tx, q, name = K[1], A[1], tonumber(A[2]), A[3]
+  local done = applied(T, tx)
+  if done then return done end
+  local d, e = get_dir(T, q)
+  if not d then return apply(T, tx, e) end
+  local key = dentry_key(T, q, d.n, name)
+  if call('HEXISTS', key, name) == 1 then return apply(T, tx, EEXIST) end
+  local kind = tonumber(A[4])
+  call('HSET', key, name, entry_of(kind, tonumber(A[5]), tonumber(A[6]), T))
+  touch_dir(T, q, d, 1, kind == DIR and 1 or 0, A[7], tonumber(A[8]))
+  return apply(T, tx, { 0 })
+end
+
+-- transaction, sequence, keep, now, retry: takes a name away whose entry was in another shard
+local function x_drop(K, A)
+  local T, q = K[1], tonumber(A[2])
+  local done = applied(T, A[1])
+  if done then return done end
+  local r = get(T, q)
+  return apply(T, A[1], r and { 0, drop_link(T, q, r, A[3], A[4]) } or { 0, '' })
+end
+
+-- transaction, retry
+local function x_forget(K, A) -- the intent
+  call('HDEL', K[1] .. 't', A[1])
+  return { 0 }
+end
+
+local function x_clear(K, A) -- the result of a step
+  call('DEL', K[1] .. 'a' .. A[1])
+  return { 0 }
+end
+
+local function x_intents(K)
+  return { 0, unpack(call('HGETALL', K[1] .. 't')) }
+end
+
+-- transaction, intent, dir, name, retry: marks an entry as being moved or removed by this transaction
+local function x_mark(K, A)
+  local T, q, name = K[1], tonumber(A[3]), A[4]
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local key = dentry_key(T, q, d.n, name)
+  local entry = call('HGET', key, name)
+  if not entry then return ENOENT end
+  if byte(entry, 1) >= 128 then
+    if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0, entry } end
+    return EAGAIN
+  end
+  call('HSET', key, name, char(byte(entry, 1) + 128) .. sub(entry, 2))
+  call('HSET', T .. 't', A[1], A[2])
+  return { 0, entry }
+end
+
+-- transaction, sequence, retry: the directory goes if it is empty
+local function x_rmdir(K, A)
+  local T, q = K[1], tonumber(A[2])
+  local done = applied(T, A[1])
+  if done then return done end
+  local r = get(T, q)
+  if r and r.size > 0 then return apply(T, A[1], ENOTEMPTY) end
+  if r then destroy(T, q, r) end
+  return apply(T, A[1], { 0 })
+end
+
+-- transaction, dir, name, ok, now, fill, retry: removes the marked entry, or takes the mark off
+local function x_unmark(K, A)
+  local T, q, name = K[1], tonumber(A[2]), A[3]
+  if call('HDEL', T .. 't', A[1]) == 0 then return { 0 } end
+  local d = get_dir(T, q)
+  local key = d and dentry_key(T, q, d.n, name)
+  local entry = d and call('HGET', key, name)
+  if not entry or byte(entry, 1) < 128 then return { 0 } end
+  local clean = char(byte(entry, 1) - 128) .. sub(entry, 2)
+  if A[4] == '1' then
+    call('HDEL', key, name)
+    touch_dir(T, q, d, -1, entry_get(clean) == DIR and -1 or 0, A[5], tonumber(A[6]))
+  else
+    call('HSET', key, name, clean)
+  end
+  return { 0 }
+end
+
+-- transaction, dir, name, type, shard, sequence, flags, keep, gone (entry of a directory that this
+-- transaction has removed, or ""), now, fill, transaction for a file replaced elsewhere, retry.
+-- Puts the moved entry in place. Reply: 0 or 1 (an intent for the replaced file was left), replaced
+-- entry, its record.
+local function x_insert(K, A)
+  local T, tx, q, name, kind = K[1], A[1], tonumber(A[2]), A[3], tonumber(A[4])
+  local done = applied(T, tx)
+  if done then return done end
+  local d, e = get_dir(T, q)
+  if not d then return apply(T, tx, e) end
+  local key = dentry_key(T, q, d.n, name)
+  local dst, ds, code = call('HGET', key, name), '', 0
+  local entry = entry_of(kind, tonumber(A[5]), tonumber(A[6]), T)
+  if dst then
+    local dkind, dshard, dq, moving = entry_get(dst)
+    if moving then return EAGAIN end
+    if A[7] == '1' then return apply(T, tx, EEXIST) end
+    if kind == DIR and dkind ~= DIR then return apply(T, tx, ENOTDIR) end
+    if kind ~= DIR and dkind == DIR then return apply(T, tx, EISDIR) end
+    if dkind == DIR and dst ~= A[9] then return EAGAIN end
+    if dst == entry then
+      return apply(T, tx, { 2, '', '' }) -- two names of one file: nothing to do
+    end
+    if dkind ~= DIR and dshard then
+      code = 1
+      call('HSET', T .. 't', A[12], 'U' .. dst)
+    elseif dkind ~= DIR then
+      local r = get(T, dq)
+      if r then ds = drop_link(T, dq, r, A[8], A[10]) end
+    end
+  end
+  call('HSET', key, name, entry)
+  local was_dir = dst and kind == DIR and 1 or 0
+  touch_dir(T, q, d, dst and 0 or 1, (kind == DIR and 1 or 0) - was_dir, A[10], tonumber(A[11]))
+  return apply(T, tx, { code, dst or '', ds })
+end
+
+-- sequence, parent shard ("" for files), parent sequence, now, retry: a moved inode's parent and time
+local function x_moved(K, A)
+  local T, q = K[1], tonumber(A[1])
+  local r = get(T, q)
+  if not r then return ENOENT end
+  if r.kind == DIR then r.tail = struct.pack('<I2I6', tonumber(A[2]), tonumber(A[3])) end
+  r.ctime = A[4]
+  return { 0, put(T, q, r) }
+end
+
+-- session, time to live (ms), retry: the lock that renames of directories across shards take
+local function x_lock(K, A)
+  local key = K[1] .. 'L'
+  local holder = call('GET', key)
+  if holder and holder ~= A[1] then return EAGAIN end
+  call('SET', key, A[1], 'PX', A[2])
+  return { 0 }
+end
+
+local function x_unlock(K, A)
+  if call('GET', K[1] .. 'L') == A[1] then call('DEL', K[1] .. 'L') end
+  return { 0 }
+end
+
+-- --- registration
+
+local function ready()
+  call, sha1hex, floor = redis.call, redis.sha1hex, math.floor
+  byte, char, sub, fmt = string.byte, string.char, string.sub, string.format
+end
+
+local function register(flags, functions)
+  for i = 1, #functions, 2 do
+    local f = functions[i + 1]
+    local function run(K, A)
+      if not call then ready() end
+      return f(K, A)
+    end
+    redis.register_function({ function_name = 'silt1_' .. functions[i], callback = run,
+      flags = flags })
+  end
+end
+
+register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
+  'readdir', readdir, 'statfs', statfs, 'session_list', session_list, 'garbage_peek', garbage_peek,
+  'x_intents', x_intents })
+
+register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
+  'session_open', session_open, 'x_make_dir', x_make_dir, 'x_link', x_link,
+  'x_add_entry', x_add_entry })
+
+-- A full Redis must not stop what makes room, ends something half-done, or keeps a session alive.
+register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir, 'rename', rename,
+  'release', release, 'heartbeat', heartbeat, 'session_claim', session_claim,
+  'session_close', session_close, 'session_sweep', session_sweep, 'garbage_done', garbage_done,
+  'x_end', x_end, 'x_drop', x_drop, 'x_forget', x_forget, 'x_clear', x_clear, 'x_mark', x_mark,
+  'x_rmdir', x_rmdir, 'x_unmark', x_unmark, 'x_insert', x_insert, 'x_moved', x_moved, 'x_lock', x_lock,
+  'x_unlock', x_unlock })

@@ -1,0 +1,591 @@
+/* Operations that stay in one shard: one call each. Each has a submit half, which formats the request
+ * from the `struct op`, and a reply half on the reader thread. Where the reply shows that part of the
+ * work lies in another shard, the operation goes on in tx.c. */
+#include "meta/engine.h"
+#include "meta/varint.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void submit_lookup(struct op *op);
+static void submit_make(struct op *op);
+
+/* --- an inode by number --- */
+
+static void got_inode(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (!r.err)
+		r.err = reply_inode(op->m, op->ino, reply_at(reply, 1), &r.inode);
+	op_end(op, &r);
+}
+
+void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_GETATTR, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->ino = ino;
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	call_send(m, F_GETATTR, r, got_inode, op);
+}
+
+struct second {
+	struct op *op;
+	struct meta_reply so_far;
+};
+
+static void got_second(void *arg, const struct meta_reply *r)
+{
+	struct second *s = arg;
+	s->so_far.inode = r->inode;
+	s->so_far.err = r->err;
+	op_end(s->op, &s->so_far);
+	free(s);
+}
+
+void op_finish_with_getattr(struct op *op, silt_ino ino, const struct meta_reply *so_far)
+{
+	struct second *s = malloc(sizeof(*s));
+	if (!s) {
+		op_fail(op, -ENOMEM);
+		return;
+	}
+	s->op = op;
+	s->so_far = *so_far;
+	meta_getattr(op->m, ino, got_second, s);
+}
+
+/* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its record. */
+static void end_with_entry(struct op *op, const redisReply *entry, const redisReply *record,
+			   struct meta_reply *r)
+{
+	uint32_t type;
+	silt_ino ino = 0;
+	bool moving;
+	unsigned shard = silt_ino_shard(op->dir);
+	if (!entry || record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
+		silt_error(op->m->log, "a directory entry in inode %llu is damaged",
+			   (unsigned long long)op->dir);
+		silt_count(op->m->metrics, M_META_DAMAGED, 1);
+		r->err = -EIO;
+	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
+		op_finish_with_getattr(op, ino, r);
+		return;
+	} else {
+		r->err = reply_inode(op->m, ino, record, &r->inode);
+	}
+	op_end(op, r);
+}
+
+/* --- lookup --- */
+
+static void got_lookup(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (r.err)
+		op_end(op, &r);
+	else
+		end_with_entry(op, reply_at(reply, 1), reply_at(reply, 2), &r);
+}
+
+static void submit_lookup(struct op *op)
+{
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LOOKUP, 2, op->len);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	call_send(op->m, F_LOOKUP, r, got_lookup, op);
+}
+
+void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_LOOKUP, name, len, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->dir = dir;
+	submit_lookup(op);
+}
+
+/* --- setattr --- */
+
+void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *v,
+		  struct silt_time now, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_SETATTR, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->ino = ino;
+	if ((set & META_SET_SIZE) && v->size > SILT_FILE_MAX) {
+		op_fail(op, -EFBIG);
+		return;
+	}
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_SETATTR, 10, 64);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg_u64(&r, set);
+	conn_arg_u64(&r, v->mode & 07777);
+	conn_arg_u64(&r, v->uid);
+	conn_arg_u64(&r, v->gid);
+	conn_arg_u64(&r, v->size);
+	call_arg_time(&r, v->atime);
+	call_arg_time(&r, v->mtime);
+	call_arg_time(&r, v->ctime);
+	call_arg_time(&r, now);
+	call_send(m, F_SETATTR, r, got_inode, op);
+}
+
+/* --- make --- */
+
+static void got_make(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	long long code = 0;
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (!r.err)
+		code = reply->element[0]->integer;
+	if (!r.err && code < 0) { /* -EEXIST, with the inode that is there */
+		r.err = (int)code;
+		op_end(op, &r);
+		return;
+	}
+	if (r.err) {
+		op_end(op, &r);
+		return;
+	}
+	r.existed = code == 1;
+	end_with_entry(op, reply_at(reply, 1), reply_at(reply, 2), &r);
+}
+
+static void arg_tail(struct conn_request **r, const struct meta_make *how)
+{
+	uint8_t tail[SILT_SYMLINK_MAX + 1], *end;
+	const char *elsewhere = "";
+	size_t elsewhere_len = 0;
+	size_t n = 1;
+	tail[0] = 0;
+	if (S_ISLNK(how->mode) && how->target_len > 200) {
+		tail[0] = 1;
+		elsewhere = how->target;
+		elsewhere_len = how->target_len;
+	} else if (S_ISLNK(how->mode)) {
+		memcpy(tail + 1, how->target, how->target_len);
+		n += how->target_len;
+	} else if (!S_ISREG(how->mode)) {
+		end = silt_put_varint(tail, how->rdev);
+		n = (size_t)(end - tail);
+	}
+	conn_arg(r, tail, n);
+	conn_arg(r, elsewhere, elsewhere_len);
+}
+
+static void submit_make(struct op *op)
+{
+	struct meta *m = op->m;
+	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_MAKE, 11,
+					    op->len + op->make.target_len + 64);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	conn_arg_u64(&r, op->seq);
+	conn_arg_u64(&r, op->make.mode);
+	conn_arg_u64(&r, op->make.uid);
+	conn_arg_u64(&r, op->make.gid);
+	call_arg_time(&r, op->make.now);
+	arg_tail(&r, &op->make);
+	conn_arg(&r, op->make.open_existing ? "1" : "0", 1);
+	conn_arg_u64(&r, m->fill);
+	call_send(m, F_MAKE, r, got_make, op);
+}
+
+/* Directories are spread over the shards by their name; files live with the directory. */
+static unsigned shard_for(struct op *op)
+{
+	unsigned shards = op->m->volume.shards;
+	if (shards == 1 || !S_ISDIR(op->make.mode))
+		return silt_ino_shard(op->dir);
+	uint64_t mix = record_place(op->name, op->len) ^ (op->dir * 0x9e3779b97f4a7c15u);
+	return (unsigned)((mix ^ mix >> 29) % shards);
+}
+
+void op_with_sequence(struct op *op)
+{
+	unsigned shard = shard_for(op);
+	if (shard != silt_ino_shard(op->dir))
+		tx_make_dir(op, shard);
+	else
+		submit_make(op);
+}
+
+void meta_make(struct meta *m, silt_ino dir, const char *name, size_t len, const struct meta_make *how,
+	       meta_done done, void *arg)
+{
+	size_t target_len = S_ISLNK(how->mode) ? how->target_len : 0;
+	struct op *op = op_new(m, F_MAKE, name, len, NULL, 0, target_len, done, arg);
+	if (!op)
+		return;
+	if (!record_kind(how->mode) || (S_ISLNK(how->mode) && target_len == 0)) {
+		op_fail(op, -EINVAL);
+		return;
+	}
+	if (target_len > SILT_SYMLINK_MAX) {
+		op_fail(op, -ENAMETOOLONG);
+		return;
+	}
+	op->dir = dir;
+	op->make = *how;
+	op->make.target = op->text + len;
+	op->make.target_len = target_len;
+	if (target_len)
+		memcpy(op->text + len, how->target, target_len);
+	sequence_take(m, shard_for(op), op);
+}
+
+/* --- readlink, window, statfs --- */
+
+static void got_text(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	const redisReply *text = r.err ? NULL : reply_at(reply, 1);
+	if (!r.err && !text)
+		r.err = -EIO;
+	if (text) {
+		r.data = text->str;
+		r.len = text->len;
+	}
+	op_end(op, &r);
+}
+
+void meta_readlink(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_READLINK, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_READLINK, 1, 0);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	call_send(m, F_READLINK, r, got_text, op);
+}
+
+void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_WINDOW, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_WINDOW, 2, 0);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg_u64(&r, window);
+	call_send(m, F_WINDOW, r, got_text, op);
+}
+
+/* The shards are asked one after the other: statfs is rare. */
+static void submit_statfs(struct op *op);
+
+static void got_statfs(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (r.err) {
+		op_end(op, &r);
+		return;
+	}
+	const redisReply *inodes = reply_at(reply, 1), *bytes = reply_at(reply, 2);
+	long long i = inodes ? strtoll(inodes->str, NULL, 10) : 0;
+	long long b = bytes ? strtoll(bytes->str, NULL, 10) : 0;
+	op->number += i > 0 ? (uint64_t)i : 0;
+	op->seq += b > 0 ? (uint64_t)b : 0;
+	if (++op->want < op->m->volume.shards) {
+		submit_statfs(op);
+		return;
+	}
+	r.statfs.inodes = op->number;
+	r.statfs.bytes = op->seq;
+	op_end(op, &r);
+}
+
+static void submit_statfs(struct op *op)
+{
+	call_send(op->m, F_STATFS, call_begin(op->m, op->want, F_STATFS, 0, 0), got_statfs, op);
+}
+
+void meta_statfs(struct meta *m, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_STATFS, NULL, 0, NULL, 0, 0, done, arg);
+	if (op)
+		submit_statfs(op);
+}
+
+/* --- pack ids --- */
+
+static void got_packs(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	const redisReply *first = r.err ? NULL : reply_at(reply, 1);
+	if (!r.err && !first)
+		r.err = -EIO;
+	if (first)
+		r.first = strtoull(first->str, NULL, 10);
+	op_end(op, &r);
+}
+
+void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_ALLOC, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	struct conn_request *r = call_begin(m, 0, F_ALLOC, 2, 0);
+	conn_arg(&r, "p", 1);
+	conn_arg_u64(&r, n);
+	call_send(m, F_ALLOC, r, got_packs, op);
+}
+
+/* --- link --- */
+
+static void got_link(void *arg, int err, redisReply *reply)
+{
+	got_inode(arg, err, reply);
+}
+
+static void submit_link(struct op *op)
+{
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 5, op->len);
+	conn_arg_u64(&r, silt_ino_seq(op->ino));
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	call_arg_time(&r, op->now);
+	conn_arg_u64(&r, op->m->fill);
+	call_send(op->m, F_LINK, r, got_link, op);
+}
+
+void meta_link(struct meta *m, silt_ino ino, silt_ino dir, const char *name, size_t len,
+	       struct silt_time now, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_LINK, name, len, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->ino = ino;
+	op->dir = dir;
+	op->now = now;
+	if (silt_ino_shard(ino) != silt_ino_shard(dir))
+		tx_link(op);
+	else
+		submit_link(op);
+}
+
+/* --- unlink, rmdir --- */
+
+static void end_unlink(struct op *op, redisReply *reply)
+{
+	struct meta_reply r = { 0 };
+	const redisReply *entry = reply_at(reply, 1), *record = reply_at(reply, 2);
+	uint32_t type;
+	silt_ino ino = 0;
+	bool moving;
+	if (entry && entry->len &&
+	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino, &moving) == 0 &&
+	    record && record->len)
+		record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+	op_end(op, &r);
+}
+
+static void got_unlink(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	long long code = 0;
+	r.err = reply_code(op->m, op->fn, err, reply, &code);
+	if (r.err == -EAGAIN)
+		tx_again(op);
+	else if (r.err)
+		op_end(op, &r);
+	else if (code == 1)
+		tx_drop(op, silt_ino_shard(op->dir), reply_at(reply, 1), &r);
+	else
+		end_unlink(op, reply);
+}
+
+static void submit_unlink(struct op *op)
+{
+	struct meta *m = op->m;
+	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_UNLINK, 6, op->len + 40);
+	next_tx(m, op->tx);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	conn_arg_str(&r, op->keep ? m->session_text : "");
+	call_arg_time(&r, op->now);
+	conn_arg_u64(&r, m->fill);
+	conn_arg_str(&r, op->tx);
+	call_send(m, F_UNLINK, r, got_unlink, op);
+}
+
+void meta_unlink(struct meta *m, silt_ino dir, const char *name, size_t len, bool keep_open,
+		 struct silt_time now, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_UNLINK, name, len, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->dir = dir;
+	op->keep = keep_open && m->session;
+	op->now = now;
+	submit_unlink(op);
+}
+
+static void got_rmdir(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (r.err == -EAGAIN)
+		tx_again(op);
+	else if (r.err == -EXDEV)
+		tx_rmdir(op);
+	else
+		op_end(op, &r);
+}
+
+static void submit_rmdir(struct op *op)
+{
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_RMDIR, 4, op->len);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	call_arg_time(&r, op->now);
+	conn_arg_u64(&r, op->m->fill);
+	call_send(op->m, F_RMDIR, r, got_rmdir, op);
+}
+
+void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, struct silt_time now,
+		meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_RMDIR, name, len, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->dir = dir;
+	op->now = now;
+	submit_rmdir(op);
+}
+
+/* --- rename --- */
+
+static void got_rename(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	long long code = 0;
+	uint32_t type;
+	silt_ino ino = 0;
+	bool moving;
+	unsigned shard = silt_ino_shard(op->dir);
+	r.err = reply_code(op->m, op->fn, err, reply, &code);
+	if (r.err == -EAGAIN) {
+		tx_again(op);
+		return;
+	}
+	if (r.err == -EXDEV) {
+		tx_rename(op);
+		return;
+	}
+	if (r.err) {
+		op_end(op, &r);
+		return;
+	}
+	const redisReply *gone = reply_at(reply, 3), *gone_record = reply_at(reply, 4);
+	struct silt_inode old;
+	if (gone && gone->len && !record_entry_decode(shard, gone->str, gone->len, &type, &ino, &moving)) {
+		r.replaced = ino;
+		if (gone_record && gone_record->len &&
+		    !record_decode(ino, gone_record->str, gone_record->len, &old, NULL, NULL))
+			r.replaced_nlink = old.attr.nlink;
+	}
+	const redisReply *entry = reply_at(reply, 1), *record = reply_at(reply, 2);
+	if (code == 1) {
+		if (record && entry && record->len &&
+		    !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving))
+			record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+		tx_drop(op, shard, gone, &r);
+		return;
+	}
+	end_with_entry(op, entry, record, &r);
+}
+
+static void submit_rename(struct op *op)
+{
+	struct meta *m = op->m;
+	struct conn_request *r =
+		call_begin(m, silt_ino_shard(op->dir), F_RENAME, 10, op->len + op->len2 + 64u);
+	next_tx(m, op->tx);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg(&r, op->name, op->len);
+	conn_arg_u64(&r, silt_ino_seq(op->dir2));
+	conn_arg(&r, op->name2, op->len2);
+	conn_arg_u64(&r, op->flags);
+	conn_arg_str(&r, op->keep ? m->session_text : "");
+	call_arg_time(&r, op->now);
+	conn_arg_u64(&r, m->fill);
+	conn_arg_str(&r, op->tx);
+	conn_arg(&r, m->volume.shards > 1 ? "1" : "0", 1);
+	call_send(m, F_RENAME, r, got_rename, op);
+}
+
+void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len, silt_ino to_dir,
+		 const char *to, size_t to_len, unsigned flags, bool keep_open, struct silt_time now,
+		 meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_RENAME, from, from_len, to, to_len, 0, done, arg);
+	if (!op)
+		return;
+	op->dir = from_dir;
+	op->dir2 = to_dir;
+	op->flags = flags;
+	op->keep = keep_open && m->session;
+	op->now = now;
+	if (flags & ~3u || flags == 3)
+		op_fail(op, -EINVAL);
+	else if (silt_ino_shard(from_dir) != silt_ino_shard(to_dir))
+		tx_rename(op);
+	else
+		submit_rename(op);
+}
+
+/* --- release --- */
+
+static void got_nothing(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	op_end(op, &r);
+}
+
+void meta_release_deleted(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_RELEASE, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_RELEASE, 2, 0);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg_str(&r, m->session_text);
+	call_send(m, F_RELEASE, r, got_nothing, op);
+}
+
+void op_resubmit(struct op *op)
+{
+	switch (op->fn) {
+	case F_UNLINK: submit_unlink(op); break;
+	case F_RMDIR: submit_rmdir(op); break;
+	case F_RENAME:
+		if (silt_ino_shard(op->dir) != silt_ino_shard(op->dir2))
+			tx_rename(op);
+		else
+			submit_rename(op);
+		break;
+	default: op_fail(op, -EIO);
+	}
+}

@@ -1,0 +1,164 @@
+/* Listing a directory. A page is whole dentry buckets from the one that holds the cookie's place on;
+ * the client sorts the entries by place and drops those before the cookie. Places never change and a
+ * bucket is read atomically, so an entry that is there throughout is seen exactly once.
+ *
+ * Cookie: place << 10 | rank among names of the same place, plus 3 (0 to 2 are for the beginning, "."
+ * and ".."); the cookie given with an entry is one more, so that it means "after this entry". */
+#include "meta/engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COOKIE_BASE 3
+#define RANK_BITS   10
+
+struct found {
+	const redisReply *name, *entry, *record;
+	uint64_t place;
+};
+
+static int by_place(const void *a, const void *b)
+{
+	const struct found *x = a, *y = b;
+	if (x->place != y->place)
+		return x->place < y->place ? -1 : 1;
+	size_t n = x->name->len < y->name->len ? x->name->len : y->name->len;
+	int c = memcmp(x->name->str, y->name->str, n);
+	return c ? c : (x->name->len > y->name->len) - (x->name->len < y->name->len);
+}
+
+/* Collects the entries of the reply, sorted. Returns their number, or a negative errno. */
+static ssize_t collect(const redisReply *reply, struct found **out)
+{
+	size_t n = (reply->elements - 2) / 3;
+	struct found *v = malloc((n ? n : 1) * sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++) {
+		struct found *f = &v[i];
+		f->name = reply_at(reply, 2 + 3 * i);
+		f->entry = reply_at(reply, 3 + 3 * i);
+		f->record = reply_at(reply, 4 + 3 * i);
+		if (!f->name || !f->entry || !f->record || f->name->len > SILT_NAME_MAX) {
+			free(v);
+			return -EIO;
+		}
+		f->place = record_place(f->name->str, f->name->len);
+	}
+	qsort(v, n, sizeof(*v), by_place);
+	*out = v;
+	return (ssize_t)n;
+}
+
+/* Turns one entry into a dirent whose name is copied to `text`. False: damaged, left out (logged). */
+static bool fill_dirent(struct op *op, const struct found *f, struct meta_dirent *d, char *text)
+{
+	struct meta *m = op->m;
+	bool moving;
+	if (record_entry_decode(silt_ino_shard(op->dir), f->entry->str, f->entry->len, &d->type, &d->ino,
+				&moving)) {
+		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged", (int)f->name->len,
+			   f->name->str, (unsigned long long)op->dir);
+		silt_count(m->metrics, M_META_DAMAGED, 1);
+		return false;
+	}
+	memcpy(text, f->name->str, f->name->len);
+	d->name = text;
+	d->len = (uint16_t)f->name->len;
+	/* An entry without a readable record is still listed; looking it up tells what is wrong. */
+	d->has_inode = f->record->len &&
+		       !record_decode(d->ino, f->record->str, f->record->len, &d->inode, NULL, NULL);
+	return true;
+}
+
+static struct meta_dirpage *make_page(struct op *op, const struct found *v, size_t n, uint64_t next)
+{
+	size_t text_len = 0;
+	for (size_t i = 0; i < n; i++)
+		text_len += v[i].name->len;
+	struct meta_dirpage *page = malloc(sizeof(*page) + n * sizeof(page->v[0]) + text_len + 1);
+	if (!page)
+		return NULL;
+	char *text = (char *)&page->v[n];
+	unsigned rank = 0;
+	page->n = 0;
+	page->next = next;
+	for (size_t i = 0; i < n; i++) {
+		rank = i && v[i].place == v[i - 1].place ? rank + 1 : 0;
+		uint64_t cookie = (v[i].place << RANK_BITS | (rank & ((1u << RANK_BITS) - 1))) + COOKIE_BASE;
+		struct meta_dirent *d = &page->v[page->n];
+		if (cookie < op->number || !fill_dirent(op, &v[i], d, text))
+			continue;
+		d->pos = cookie + 1;
+		text += d->len;
+		page->n++;
+	}
+	return page;
+}
+
+static void submit_readdir(struct op *op, uint64_t place);
+
+static void got_page(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	const redisReply *next = r.err ? NULL : reply_at(reply, 1);
+	if (!r.err && !next)
+		r.err = -EIO;
+	if (r.err) {
+		op_end(op, &r);
+		return;
+	}
+	uint64_t next_place = next->len ? strtoull(next->str, NULL, 10) : 0;
+	struct found *v = NULL;
+	ssize_t n = collect(reply, &v);
+	struct meta_dirpage *page = NULL;
+	if (n >= 0)
+		page = make_page(op, v, (size_t)n,
+				 next->len ? (next_place << RANK_BITS) + COOKIE_BASE : 0);
+	free(v);
+	if (page && page->n == 0 && page->next) { /* only entries before the cookie: go on */
+		op->number = page->next;
+		free(page);
+		submit_readdir(op, next_place);
+		return;
+	}
+	bool keep = false;
+	r.err = n < 0 ? (int)n : page ? 0 : -ENOMEM;
+	r.page = page;
+	r.keep_page = &keep;
+	op->done(op->arg, &r);
+	free(op);
+	if (!keep)
+		free(page);
+}
+
+static void submit_readdir(struct op *op, uint64_t place)
+{
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_READDIR, 4, 0);
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	conn_arg_u64(&r, place);
+	conn_arg_u64(&r, op->want);
+	conn_arg(&r, op->attrs ? "1" : "0", 1);
+	call_send(op->m, F_READDIR, r, got_page, op);
+}
+
+void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, meta_done done,
+		  void *arg)
+{
+	struct op *op = op_new(m, F_READDIR, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->dir = dir;
+	op->number = pos;
+	op->want = want;
+	op->attrs = attrs;
+	uint64_t place = pos < COOKIE_BASE ? 0 : (pos - COOKIE_BASE) >> RANK_BITS;
+	if (place >> 52) {
+		op_fail(op, -EINVAL);
+		return;
+	}
+	submit_readdir(op, place);
+}

@@ -1,0 +1,220 @@
+/* What is done for sessions that ended or died, and the garbage lists. */
+#include "meta/tx.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define GARBAGE_ITEMS 64 /* a shard and heartbeat */
+#define PACKS_MAX     1024
+
+static struct silt_time wall_clock(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (struct silt_time){ ts.tv_sec, (uint32_t)ts.tv_nsec };
+}
+
+/* --- intents --- */
+
+static int resume_add(struct meta *m, const char *tx, char kind, const struct intent_field *f)
+{
+	silt_ino ino = intent_u64(&f[2]);
+	uint32_t type = S_IFDIR;
+	struct silt_inode i;
+	if (kind == 'L') {
+		int rc = step_getattr(m, ino, &i);
+		if (rc)
+			return rc;
+		type = i.attr.mode & S_IFMT;
+	}
+	return run_add(m, tx, intent_u64(&f[0]), f[1].p, f[1].len, type, ino, wall_clock(), true, NULL);
+}
+
+static int resume_rename(struct meta *m, const char *tx, const struct intent_field *f)
+{
+	struct meta_reply r = { 0 };
+	struct rename_args a = { .tx = tx, .dir = intent_u64(&f[0]), .name = f[1].p, .len = f[1].len,
+				 .dir2 = intent_u64(&f[2]), .name2 = f[3].p, .len2 = f[3].len,
+				 .noreplace = intent_u64(&f[4]), .resume = true, .now = wall_clock() };
+	return run_rename(m, &a, &r);
+}
+
+static int resume_drop(struct meta *m, const char *tx, unsigned shard, const char *entry, size_t len)
+{
+	uint32_t type;
+	silt_ino ino;
+	bool moving;
+	int rc = record_entry_decode(shard, entry, len, &type, &ino, &moving);
+	if (!rc)
+		rc = run_drop(m, tx, shard, ino, false, wall_clock(), true, NULL);
+	return rc;
+}
+
+static void resume(struct meta *m, unsigned shard, const char *tx, const redisReply *intent)
+{
+	struct intent_field f[INTENT_FIELDS];
+	int n = intent->len ? 0 : -EUCLEAN, rc = -EUCLEAN;
+	char kind = intent->len ? intent->str[0] : 0;
+	if (!n && kind != 'U')
+		n = intent_split(intent->str, intent->len, f);
+	if (kind == 'U')
+		rc = resume_drop(m, tx, shard, intent->str + 1, intent->len - 1);
+	else if ((kind == 'D' || kind == 'L') && n == 3)
+		rc = resume_add(m, tx, kind, f);
+	else if (kind == 'R' && n == 2)
+		rc = run_rmdir(m, tx, intent_u64(&f[0]), f[1].p, f[1].len, wall_clock(), true);
+	else if (kind == 'V' && n == 5)
+		rc = resume_rename(m, tx, f);
+	/* An operation that ended with an error of its own (ENOTEMPTY...) is complete as well. */
+	if (rc == -EUCLEAN || rc == -EIO)
+		silt_error(m->log, "transaction %s (%c) in shard %u could not be completed: %s", tx, kind,
+			   shard, strerror(-rc));
+	else
+		silt_info(m->log, "completed transaction %s (%c) in shard %u: %s", tx, kind, shard,
+			  rc ? strerror(-rc) : "ok");
+}
+
+static void resume_all(struct meta *m, unsigned shard, const char *session)
+{
+	redisReply *reply = NULL;
+	size_t n = strlen(session);
+	struct conn_request *r = call_begin(m, shard, F_X_INTENTS, 0, 0);
+	int rc = reply_code(m, F_X_INTENTS, call_wait(m, F_X_INTENTS, r, &reply), reply, NULL);
+	for (size_t i = 1; !rc && i + 1 < reply->elements; i += 2) {
+		const redisReply *tx = reply_at(reply, i), *intent = reply_at(reply, i + 1);
+		if (tx && intent && tx->len < 40 && !strncmp(tx->str, session, n) && tx->str[n] == '.')
+			resume(m, shard, tx->str, intent);
+	}
+	if (reply)
+		freeReplyObject(reply);
+}
+
+/* --- open-but-deleted files --- */
+
+static int sweep(struct meta *m, unsigned shard, const char *session)
+{
+	for (;;) {
+		redisReply *reply = NULL;
+		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 1, 0);
+		conn_arg_str(&r, session);
+		int rc = reply_code(m, F_SESSION_SWEEP, call_wait(m, F_SESSION_SWEEP, r, &reply), reply, NULL);
+		bool more = !rc && reply->elements > 1 && reply->element[1]->integer > 0;
+		if (reply)
+			freeReplyObject(reply);
+		if (!more)
+			return rc;
+	}
+}
+
+void tx_recover(struct meta *m, const char *session)
+{
+	int rc = 0;
+	for (unsigned s = 0; s < m->volume.shards; s++) {
+		if (m->volume.shards > 1)
+			resume_all(m, s, session);
+		int rc2 = sweep(m, s, session);
+		rc = rc ? rc : rc2;
+	}
+	if (rc)
+		return; /* somebody's next claim tries again */
+	redisReply *reply = NULL;
+	struct conn_request *r = call_begin(m, 0, F_SESSION_CLOSE, 1, 0);
+	conn_arg_str(&r, session);
+	call_wait(m, F_SESSION_CLOSE, r, &reply);
+	if (reply)
+		freeReplyObject(reply);
+}
+
+/* --- garbage --- */
+
+struct pack_sum {
+	uint64_t pack, stored;
+};
+
+struct pack_sums {
+	struct pack_sum v[PACKS_MAX];
+	size_t n;
+};
+
+static bool sum_log(struct pack_sums *sums, const char *log, size_t len)
+{
+	for (size_t p = 0; p < len;) {
+		struct silt_extent e;
+		int used = extent_decode(log + p, len - p, &e);
+		if (used < 0)
+			return false;
+		p += (size_t)used;
+		if (e.flags & EXTENT_HOLE)
+			continue;
+		size_t i = 0;
+		while (i < sums->n && sums->v[i].pack != e.pack)
+			i++;
+		if (i == PACKS_MAX)
+			return false;
+		if (i == sums->n)
+			sums->v[sums->n++] = (struct pack_sum){ .pack = e.pack };
+		sums->v[i].stored += e.stored;
+	}
+	return true;
+}
+
+static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peeked,
+			  const struct pack_sums *sums, size_t windows)
+{
+	const redisReply *item = reply_at(peeked, 1);
+	struct conn_request *r = call_begin(m, shard, F_GARBAGE_DONE, (int)(2 + windows + 2 * sums->n),
+					    item->len + 64 * (windows + sums->n));
+	redisReply *reply = NULL;
+	conn_arg(&r, item->str, item->len);
+	conn_arg_u64(&r, windows);
+	for (size_t i = 0; i < windows; i++)
+		conn_arg(&r, peeked->element[2 + 2 * i]->str, peeked->element[2 + 2 * i]->len);
+	for (size_t i = 0; i < sums->n; i++) {
+		conn_arg_u64(&r, sums->v[i].pack);
+		conn_arg_u64(&r, sums->v[i].stored);
+	}
+	int rc = reply_code(m, F_GARBAGE_DONE, call_wait(m, F_GARBAGE_DONE, r, &reply), reply, NULL);
+	if (reply)
+		freeReplyObject(reply);
+	return rc;
+}
+
+/* Works one item off (of a whole file: some windows). False: nothing left, or trouble. */
+static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
+{
+	redisReply *reply = NULL;
+	struct conn_request *r = call_begin(m, shard, F_GARBAGE_PEEK, 0, 0);
+	int rc = reply_code(m, F_GARBAGE_PEEK, call_wait(m, F_GARBAGE_PEEK, r, &reply), reply, NULL);
+	const redisReply *item = rc ? NULL : reply_at(reply, 1);
+	bool more = false;
+	if (item && item->len) {
+		bool good = true;
+		size_t windows = item->str[0] == 'X' ? (reply->elements - 2) / 2 : 0;
+		sums->n = 0;
+		if (item->str[0] == 'B')
+			good = sum_log(sums, item->str + 1, item->len - 1);
+		for (size_t i = 0; i < windows && good; i++)
+			good = sum_log(sums, reply->element[3 + 2 * i]->str, reply->element[3 + 2 * i]->len);
+		if (!good)
+			silt_error(m->log, "freed extents in shard %u are damaged: their space is found by gc",
+				   shard);
+		more = finish_garbage(m, shard, reply, sums, windows) == 0;
+	}
+	if (reply)
+		freeReplyObject(reply);
+	return more;
+}
+
+void tx_collect_garbage(struct meta *m)
+{
+	struct pack_sums *sums = malloc(sizeof(*sums));
+	if (!sums)
+		return;
+	for (unsigned s = 0; s < m->volume.shards; s++)
+		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums); i++)
+			;
+	free(sums);
+}

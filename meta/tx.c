@@ -1,0 +1,520 @@
+/* Operations across shards, as lists of steps (functions_tx.lua says how such a list survives the death
+ * of its client). They block, so they run on threads of their own; with one shard there are none of
+ * them and one thread idles.
+ *
+ *	mkdir    C inode + intent        P entry            C end (or take back)      P clear
+ *	link     C link count + intent   P entry            C end (or take back)      P clear
+ *	unlink   P entry gone + intent   C link count       P forget the intent       C clear
+ *	rmdir    P mark + intent         C gone if empty    P entry gone (or unmark)  C clear
+ *	rename   A mark + intent  [R target directory gone if empty]  B put in place
+ *	         [drop a file that was replaced]  S parent and time  A entry gone (or unmark)  clear
+ *
+ * P, A, B: shards of directories; C, S, R: of inodes. A directory that moves to another parent takes the
+ * volume's rename lock first, so that two renames can't make a loop; its new ancestors are checked
+ * under the lock. A name that is marked can be looked up but not changed: who meets it tries again. */
+#include "meta/tx.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TX_THREADS   8
+#define AGAIN_US     2000
+#define AGAIN_MAX_US 100000
+#define AGAIN_TRIES  400 /* about 40 s: longer than a dead session takes to be cleaned up */
+#define LOCK_MS	     30000
+#define DEPTH_MAX    10000
+
+struct job {
+	void (*run)(struct job *j);
+	struct op *op;
+	unsigned shard;	    /* make_dir: of the new inode; drop: of the intent */
+	struct entry entry; /* drop */
+	struct meta_reply so_far;
+	struct job *next;
+};
+
+struct tx_pool {
+	struct silt_lock lock; /* guards the queue and stopping */
+	struct silt_cond wake;
+	struct job *head, **tail;
+	bool stopping;
+	unsigned n;
+	pthread_t threads[TX_THREADS];
+};
+
+static void *tx_main(void *arg)
+{
+	struct tx_pool *p = arg;
+	pthread_setname_np(pthread_self(), "silt-tx");
+	silt_lock(&p->lock);
+	for (;;) {
+		while (!p->head && !p->stopping)
+			silt_cond_wait(&p->wake, &p->lock);
+		struct job *j = p->head;
+		if (!j)
+			break;
+		p->head = j->next;
+		if (!p->head)
+			p->tail = &p->head;
+		silt_unlock(&p->lock);
+		j->run(j);
+		free(j);
+		silt_lock(&p->lock);
+	}
+	silt_unlock(&p->lock);
+	return NULL;
+}
+
+int tx_open(struct meta *m)
+{
+	struct tx_pool *p = calloc(1, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	silt_lock_init(&p->lock);
+	silt_cond_init(&p->wake);
+	p->tail = &p->head;
+	m->tx = p;
+	unsigned want = m->volume.shards > 1 ? TX_THREADS : 1;
+	while (p->n < want) {
+		int rc = -pthread_create(&p->threads[p->n], NULL, tx_main, p);
+		if (rc)
+			return rc;
+		p->n++;
+	}
+	return 0;
+}
+
+void tx_close(struct meta *m)
+{
+	struct tx_pool *p = m->tx;
+	silt_lock(&p->lock);
+	p->stopping = true;
+	silt_cond_broadcast(&p->wake);
+	silt_unlock(&p->lock);
+	for (unsigned i = 0; i < p->n; i++)
+		pthread_join(p->threads[i], NULL);
+	silt_lock_destroy(&p->lock);
+	silt_cond_destroy(&p->wake);
+	free(p);
+	m->tx = NULL;
+}
+
+static struct job *submit(struct op *op, void (*run)(struct job *), const struct job *with)
+{
+	struct job *j = malloc(sizeof(*j));
+	if (!j) {
+		op_fail(op, -ENOMEM);
+		return NULL;
+	}
+	*j = with ? *with : (struct job){ 0 };
+	j->op = op;
+	j->run = run;
+	j->next = NULL;
+	struct tx_pool *p = op->m->tx;
+	silt_lock(&p->lock);
+	*p->tail = j;
+	p->tail = &j->next;
+	silt_cond_signal(&p->wake);
+	silt_unlock(&p->lock);
+	return j;
+}
+
+/* Sleeps before another try; false when there were enough. */
+static bool pause_again(unsigned *tries)
+{
+	if (*tries >= AGAIN_TRIES)
+		return false;
+	unsigned us = AGAIN_US << (*tries < 6 ? *tries : 6);
+	usleep(us < AGAIN_MAX_US ? us : AGAIN_MAX_US);
+	++*tries;
+	return true;
+}
+
+static void run_again(struct job *j)
+{
+	if (pause_again(&j->op->tries))
+		op_resubmit(j->op);
+	else
+		op_fail(j->op, -EBUSY);
+}
+
+void tx_again(struct op *op)
+{
+	submit(op, run_again, NULL);
+}
+
+/* --- mkdir, link --- */
+
+int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len, uint32_t type,
+	    silt_ino ino, struct silt_time now, bool resume, struct silt_inode *inode)
+{
+	int rc = step_add_entry(m, tx, dir, name, len, type, ino, now);
+	if (rc == -EIO)
+		return rc; /* not known: the intent stays for recovery */
+	int rc2 = step_end(m, tx, ino, rc == 0, now, inode);
+	if (!resume)
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(dir), tx);
+	return rc ? rc : rc2;
+}
+
+static int make_dir(struct meta *m, struct op *op, silt_ino ino, const struct intent *i)
+{
+	struct silt_inode parent;
+	int rc = step_getattr(m, op->dir, &parent);
+	if (rc)
+		return rc;
+	uint32_t mode = op->make.mode, gid = op->make.gid;
+	if (!S_ISDIR(parent.attr.mode))
+		return -ENOTDIR;
+	if (parent.attr.mode & S_ISGID) {
+		gid = parent.attr.gid;
+		mode |= S_ISGID;
+	}
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MAKE_DIR, 9, i->len + 128);
+	redisReply *reply = NULL;
+	conn_arg_str(&r, op->tx);
+	conn_arg(&r, i->v, i->len);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg_u64(&r, mode);
+	conn_arg_u64(&r, op->make.uid);
+	conn_arg_u64(&r, gid);
+	conn_arg_u64(&r, silt_ino_shard(op->dir));
+	conn_arg_u64(&r, silt_ino_seq(op->dir));
+	call_arg_time(&r, op->make.now);
+	rc = reply_code(m, F_X_MAKE_DIR, call_wait(m, F_X_MAKE_DIR, r, &reply), reply, NULL);
+	if (reply)
+		freeReplyObject(reply);
+	return rc;
+}
+
+static void intent_for_add(struct intent *i, char kind, const struct op *op, silt_ino ino)
+{
+	intent_begin(i, kind);
+	intent_add_u64(i, op->dir);
+	intent_add(i, op->name, op->len);
+	intent_add_u64(i, ino);
+}
+
+static void run_make_dir(struct job *j)
+{
+	struct op *op = j->op;
+	silt_ino ino = silt_ino_make(j->shard, op->seq);
+	struct meta_reply r = { 0 };
+	struct intent i;
+	struct entry there;
+	/* mkdir over something that exists is common (mkdir -p): don't build anything for it. */
+	if (step_entry(op->m, op->dir, op->name, op->len, &there) == 0) {
+		op_fail(op, -EEXIST);
+		return;
+	}
+	next_tx(op->m, op->tx);
+	intent_for_add(&i, 'D', op, ino);
+	r.err = make_dir(op->m, op, ino, &i);
+	if (!r.err)
+		r.err = run_add(op->m, op->tx, op->dir, op->name, op->len, S_IFDIR, ino, op->make.now, false,
+				&r.inode);
+	op_end(op, &r);
+}
+
+void tx_make_dir(struct op *op, unsigned shard)
+{
+	submit(op, run_make_dir, &(struct job){ .shard = shard });
+}
+
+static void run_link(struct job *j)
+{
+	struct op *op = j->op;
+	struct meta *m = op->m;
+	struct meta_reply r = { 0 };
+	struct intent i;
+	next_tx(m, op->tx);
+	intent_for_add(&i, 'L', op, op->ino);
+	r.err = step_getattr(m, op->ino, &r.inode);
+	if (!r.err) {
+		struct conn_request *q = call_begin(m, silt_ino_shard(op->ino), F_X_LINK, 4, i.len + 64);
+		redisReply *reply = NULL;
+		conn_arg_str(&q, op->tx);
+		conn_arg(&q, i.v, i.len);
+		conn_arg_u64(&q, silt_ino_seq(op->ino));
+		call_arg_time(&q, op->now);
+		r.err = reply_code(m, F_X_LINK, call_wait(m, F_X_LINK, q, &reply), reply, NULL);
+		if (reply)
+			freeReplyObject(reply);
+	}
+	if (!r.err)
+		r.err = run_add(m, op->tx, op->dir, op->name, op->len, r.inode.attr.mode & S_IFMT, op->ino,
+				op->now, false, &r.inode);
+	op_end(op, &r);
+}
+
+void tx_link(struct op *op)
+{
+	submit(op, run_link, NULL);
+}
+
+/* --- a link count elsewhere --- */
+
+int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool keep, struct silt_time now,
+	     bool resume, struct silt_inode *inode)
+{
+	int rc = step_drop(m, tx, ino, keep, now, inode);
+	if (rc)
+		return rc;
+	rc = step_by_tx(m, F_X_FORGET, shard, tx);
+	if (!rc && !resume)
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(ino), tx);
+	return rc;
+}
+
+static void run_drop_job(struct job *j)
+{
+	struct op *op = j->op;
+	struct silt_inode inode = { 0 };
+	int rc = run_drop(op->m, op->tx, j->shard, j->entry.ino, op->keep, op->now, false, &inode);
+	if (op->fn == F_UNLINK) {
+		j->so_far.inode = inode;
+		j->so_far.err = rc;
+	} else { /* rename: it happened, whatever became of the file it replaced */
+		j->so_far.replaced_nlink = inode.attr.nlink;
+	}
+	op_end(op, &j->so_far);
+}
+
+void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far)
+{
+	struct job with = { .shard = shard, .so_far = *so_far };
+	bool moving;
+	if (!entry || record_entry_decode(shard, entry->str, entry->len, &with.entry.type, &with.entry.ino,
+					  &moving)) {
+		op_fail(op, -EIO);
+		return;
+	}
+	submit(op, run_drop_job, &with);
+}
+
+/* --- rmdir --- */
+
+int run_rmdir(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
+	      struct silt_time now, bool resume)
+{
+	struct intent i;
+	struct entry e;
+	intent_begin(&i, 'R');
+	intent_add_u64(&i, dir);
+	intent_add(&i, name, len);
+	int rc = step_mark(m, tx, &i, dir, name, len, &e);
+	if (rc)
+		return rc;
+	rc = S_ISDIR(e.type) ? step_rmdir(m, tx, e.ino) : -ENOTDIR;
+	if (rc == -EIO)
+		return rc;
+	int rc2 = step_unmark(m, tx, dir, name, len, rc == 0, now);
+	if (!resume && S_ISDIR(e.type))
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(e.ino), tx);
+	return rc ? rc : rc2;
+}
+
+static void run_rmdir_job(struct job *j)
+{
+	struct op *op = j->op;
+	next_tx(op->m, op->tx);
+	int rc = run_rmdir(op->m, op->tx, op->dir, op->name, op->len, op->now, false);
+	if (rc == -EAGAIN && pause_again(&op->tries))
+		op_resubmit(op);
+	else
+		op_fail(op, rc == -EAGAIN ? -EBUSY : rc);
+}
+
+void tx_rmdir(struct op *op)
+{
+	submit(op, run_rmdir_job, NULL);
+}
+
+/* --- rename --- */
+
+static int rename_lock(struct meta *m, bool take)
+{
+	unsigned tries = 0;
+	for (;;) {
+		enum meta_function fn = take ? F_X_LOCK : F_X_UNLOCK;
+		struct conn_request *r = call_begin(m, 0, fn, take ? 2 : 1, 0);
+		redisReply *reply = NULL;
+		char holder[64];
+		/* Threads of one session are kept apart too. */
+		snprintf(holder, sizeof(holder), "%s/%lx", m->session_text, (unsigned long)pthread_self());
+		conn_arg_str(&r, holder);
+		if (take)
+			conn_arg_u64(&r, LOCK_MS);
+		int rc = reply_code(m, fn, call_wait(m, fn, r, &reply), reply, NULL);
+		if (reply)
+			freeReplyObject(reply);
+		if (rc != -EAGAIN)
+			return rc;
+		if (!pause_again(&tries))
+			return -EBUSY;
+	}
+}
+
+/* -EINVAL if directory `dir` is `top` or lies below it. Under the rename lock. */
+static int check_not_below(struct meta *m, silt_ino dir, silt_ino top)
+{
+	for (int depth = 0; depth < DEPTH_MAX; depth++) {
+		struct silt_inode i;
+		if (dir == top)
+			return -EINVAL;
+		if (dir == SILT_ROOT_INO)
+			return 0;
+		int rc = step_getattr(m, dir, &i);
+		if (rc)
+			return rc;
+		dir = i.attr.parent;
+	}
+	return -ELOOP;
+}
+
+/* Removes the directory that the target name is, if it is one and may go. */
+static int clear_target(struct meta *m, const struct rename_args *a, const struct entry *moved,
+			const char *rm_tx, struct entry *gone)
+{
+	gone->len = 0;
+	struct entry there;
+	int rc = step_entry(m, a->dir2, a->name2, a->len2, &there);
+	if (rc == -ENOENT)
+		return 0;
+	if (rc)
+		return rc;
+	if (a->noreplace && there.ino != moved->ino)
+		return -EEXIST;
+	if (there.ino == moved->ino || !S_ISDIR(there.type) || !S_ISDIR(moved->type))
+		return 0; /* step_insert knows what to do or say */
+	rc = step_rmdir(m, rm_tx, there.ino);
+	if (!rc)
+		*gone = there;
+	return rc;
+}
+
+static int insert_moved(struct meta *m, const struct rename_args *a, const struct entry *moved,
+			const struct entry *gone, int *code, struct meta_reply *r)
+{
+	char drop_tx[48];
+	struct entry old = { 0 };
+	struct silt_inode old_inode = { 0 };
+	unsigned tries = 0;
+	snprintf(drop_tx, sizeof(drop_tx), "%sd", a->tx);
+	struct insert_args ia = { .tx = a->tx, .drop_tx = drop_tx, .dir = a->dir2, .name = a->name2,
+				  .len = a->len2, .moved = moved, .gone = gone, .noreplace = a->noreplace,
+				  .keep = a->keep, .now = a->now };
+	int rc;
+	do
+		rc = step_insert(m, &ia, code, &old, &old_inode);
+	while (rc == -EAGAIN && pause_again(&tries));
+	if (rc)
+		return rc == -EAGAIN ? -EBUSY : rc;
+	r->replaced = S_ISDIR(old.type) ? 0 : old.ino;
+	if (*code == 1) {
+		rc = run_drop(m, drop_tx, silt_ino_shard(a->dir2), old.ino, a->keep, a->now, a->resume,
+			      &old_inode);
+		if (rc)
+			silt_warn(m->log, "rename: the replaced inode %llu waits for clean-up",
+				  (unsigned long long)old.ino);
+	}
+	r->replaced_nlink = old_inode.attr.nlink;
+	return 0;
+}
+
+/* After the mark: everything else. Returns what becomes of the source entry in *moved_away. */
+static int rename_marked(struct meta *m, const struct rename_args *a, const struct entry *e,
+			 struct meta_reply *r, bool *moved_away)
+{
+	char rm_tx[48];
+	struct entry gone = { 0 };
+	int code = 0, rc = 0;
+	snprintf(rm_tx, sizeof(rm_tx), "%sr", a->tx);
+	if (S_ISDIR(e->type) && a->dir != a->dir2)
+		rc = check_not_below(m, a->dir2, e->ino);
+	if (!rc)
+		rc = clear_target(m, a, e, rm_tx, &gone);
+	if (!rc)
+		rc = insert_moved(m, a, e, &gone, &code, r);
+	if (!rc && code != 2) {
+		*moved_away = true;
+		if (step_moved(m, e->ino, a->dir2, a->now, &r->inode))
+			silt_warn(m->log, "rename: inode %llu has no record", (unsigned long long)e->ino);
+	}
+	if (!a->resume && gone.len)
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(gone.ino), rm_tx);
+	return rc;
+}
+
+static void intent_for_rename(struct intent *i, const struct rename_args *a)
+{
+	intent_begin(i, 'V');
+	intent_add_u64(i, a->dir);
+	intent_add(i, a->name, a->len);
+	intent_add_u64(i, a->dir2);
+	intent_add(i, a->name2, a->len2);
+	intent_add_u64(i, a->noreplace);
+}
+
+int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r)
+{
+	struct intent i;
+	struct entry e;
+	bool moved_away = false, locked = false;
+	intent_for_rename(&i, a);
+	int rc = step_entry(m, a->dir, a->name, a->len, &e);
+	if (!rc && S_ISDIR(e.type) && a->dir != a->dir2) {
+		rc = rename_lock(m, true);
+		locked = !rc;
+	}
+	if (!rc)
+		rc = step_mark(m, a->tx, &i, a->dir, a->name, a->len, &e);
+	if (!rc && S_ISDIR(e.type) && a->dir != a->dir2 && !locked) {
+		/* The name became a directory in between: begin again, with the lock. */
+		step_unmark(m, a->tx, a->dir, a->name, a->len, false, a->now);
+		return -EAGAIN;
+	}
+	if (!rc) {
+		rc = rename_marked(m, a, &e, r, &moved_away);
+		if (rc != -EIO) {
+			int rc2 = step_unmark(m, a->tx, a->dir, a->name, a->len, moved_away, a->now);
+			rc = rc ? rc : rc2;
+		}
+		if (!a->resume)
+			step_by_tx(m, F_X_CLEAR, silt_ino_shard(a->dir2), a->tx);
+	}
+	if (locked)
+		rename_lock(m, false);
+	return rc;
+}
+
+static void run_rename_job(struct job *j)
+{
+	struct op *op = j->op;
+	struct meta_reply r = { 0 };
+	if (op->flags & META_RENAME_EXCHANGE) {
+		op_fail(op, -ENOTSUP);
+		return;
+	}
+	next_tx(op->m, op->tx);
+	struct rename_args a = { .tx = op->tx, .dir = op->dir, .dir2 = op->dir2, .name = op->name,
+				 .name2 = op->name2, .len = op->len, .len2 = op->len2,
+				 .noreplace = op->flags & META_RENAME_NOREPLACE, .keep = op->keep,
+				 .now = op->now };
+	r.err = run_rename(op->m, &a, &r);
+	if (r.err == -EAGAIN && pause_again(&op->tries)) {
+		op_resubmit(op);
+		return;
+	}
+	if (r.err == -EAGAIN)
+		r.err = -EBUSY;
+	op_end(op, &r);
+}
+
+void tx_rename(struct op *op)
+{
+	submit(op, run_rename_job, NULL);
+}
