@@ -1,0 +1,124 @@
+/* siltfs info: where the bytes of files are. */
+#include <getopt.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/cli.h"
+#include "tools/control_client.h"
+
+static const char help[] =
+        "Usage: siltfs info [--json] PATH...\n"
+        "Show inode, size and version of each PATH on a mount, and its extents: file offset, "
+        "length,\n"
+        "pack, offset in the pack, stored bytes, and whether the pack is on this node's SSD.\n"
+        "\n"
+        "  --json   the lines of the control socket as they are\n";
+
+struct info {
+	const char *path;
+	bool json;
+	uint64_t extents, cached;
+};
+
+static struct json_object *member(struct json_object *o, const char *name)
+{
+	struct json_object *f = NULL;
+	json_object_object_get_ex(o, name, &f);
+	return f;
+}
+
+static const char *text_of(struct json_object *o, const char *name)
+{
+	struct json_object *f = member(o, name);
+	return f ? json_object_get_string(f) : "-";
+}
+
+static void print_extents(struct info *i, struct json_object *list)
+{
+	for (size_t k = 0; k < json_object_array_length(list); k++) {
+		struct json_object *e = json_object_array_get_idx(list, k);
+		if (i->extents++ == 0)
+			printf("  %14s %12s  %-16s %10s %10s  %s\n", "offset", "length", "pack",
+			       "at", "stored", "ssd");
+		i->cached += strcmp(text_of(e, "cached"), "full") == 0;
+		printf("  %14s %12s  %s %10s %10s  %s\n", text_of(e, "off"), text_of(e, "len"),
+		       text_of(e, "pack"), text_of(e, "pack_off"), text_of(e, "stored"),
+		       text_of(e, "cached"));
+	}
+}
+
+static int on_line(void *arg, struct json_object *line)
+{
+	struct info *i = arg;
+	struct json_object *extents = member(line, "extents");
+
+	if (member(line, "done"))
+		return 0;
+	if (i->json) {
+		json_object_object_add(line, "path", json_object_new_string(i->path));
+		puts(json_object_to_json_string_ext(line, JSON_C_TO_STRING_PLAIN |
+		                                                  JSON_C_TO_STRING_NOSLASHESCAPE));
+		return 0;
+	}
+	if (member(line, "size"))
+		printf("%s: inode %s, mode %o, links %s, size %s, version %s, map %s\n", i->path,
+		       text_of(line, "inode"),
+		       (unsigned)(member(line, "mode") ? json_object_get_int(member(line, "mode"))
+		                                       : 0),
+		       text_of(line, "nlink"), text_of(line, "size"), text_of(line, "version"),
+		       text_of(line, "map"));
+	if (json_object_is_type(extents, json_type_array))
+		print_extents(i, extents);
+	return 0;
+}
+
+static int show(const char *path, bool json)
+{
+	struct info i = { .path = path, .json = json };
+	struct json_object *request, *list;
+	struct silt_err err = { 0 };
+	char socket[108];
+	uint64_t inode;
+
+	if (control_find(path, socket, &inode, &err) < 0)
+		return cli_fail(CLI_USAGE, "%s", err.text);
+	request = json_object_new_object();
+	list = json_object_new_array();
+	json_object_array_add(list, json_object_new_uint64(inode));
+	json_object_object_add(request, "cmd", json_object_new_string("info"));
+	json_object_object_add(request, "inodes", list);
+	if (control_request(socket, request, on_line, &i, &err) < 0)
+		return cli_fail(CLI_FAILED, "%s: %s", path, err.text);
+	if (!json && i.extents)
+		printf("  %" PRIu64 " of %" PRIu64 " extents on the SSD\n", i.cached, i.extents);
+	return CLI_OK;
+}
+
+int cmd_info(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	bool json = false;
+	int opt, worst = CLI_OK;
+
+	opterr = 0;
+	while ((opt = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+		if (opt == 'h')
+			return cli_help(help);
+		if (opt == '?')
+			return cli_usage("info", "unknown option: %s", argv[optind - 1]);
+		json = true;
+	}
+	if (optind == argc)
+		return cli_usage("info", "info takes one or more PATHs");
+	for (int i = optind; i < argc; i++) {
+		int rc = show(argv[i], json);
+		worst = rc > worst ? rc : worst;
+	}
+	return worst;
+}
