@@ -2,10 +2,17 @@
  * most 1 MiB; replies are one or more lines, the last has "done":true and "error":"" (or a text).
  * Only root and the user that owns the mount may connect (socket mode 0600 and SO_PEERCRED).
  *
- *	{"cmd":"status"}			volume, options, counters (silt_metrics by name), sessions
- *	{"cmd":"warmup","inodes":[N,...],"check":bool}	progress lines {"progress":{...}}, then the result
- *	{"cmd":"slots"}				one line a used slot
- *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache
+ *	{"cmd":"status"}		volume, store, cache, "counters" (silt_metrics by name), "fuse" and
+ *					"redis" (counters by kind); "sessions":true adds the sessions
+ *					(one call to Redis)
+ *	{"cmd":"warmup","inodes":[N,...],"check":bool}	lines {"progress":{...}}, then {"result":{...},
+ *					"missing":[{"root":I,"path":"..."},...],"status":0|1|-errno};
+ *					hanging up cancels it
+ *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache; replies as warmup
+ *	{"cmd":"slots"}			one line a used slot
+ *	{"cmd":"info","inodes":[N,...]}	one line an inode: size, version, "extents" with their packs and
+ *					whether these are cached; maps of big files go on in lines with
+ *					the same "inode" and more "extents"
  *
  * Damaged, oversized or unknown requests get an error line; they never end the daemon. */
 #pragma once
