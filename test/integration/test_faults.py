@@ -81,7 +81,7 @@ class Writers:
 # --- the object store ----------------------------------------------------------------------------------
 
 
-@suite.cases_for(fault=["503", "cut", "stall", "mixed"])
+@suite.cases_for(fault=["503", "cut", "stall", "dead", "mixed"])
 def store_faults_while_writing_and_reading(t, fault):
     """503s with an empty body, cut bodies, connections that stall: retried; no file is lost or
     wrong."""
@@ -104,8 +104,9 @@ def store_faults_while_writing_and_reading(t, fault):
 FAULTS = {
     "503": ["--p503", "0.15"],
     "cut": ["--pcut", "0.15"],
-    "stall": ["--pstall", "0.01"],
-    "mixed": ["--p503", "0.05", "--pcut", "0.05", "--pstall", "0.005"],
+    "stall": ["--pstall", "0.03", "--stall-s", "3"],
+    "dead": ["--pstall", "0.004", "--stall-s", "600"],  # ended by our own time limit
+    "mixed": ["--p503", "0.05", "--pcut", "0.05", "--pstall", "0.01", "--stall-s", "2"],
 }
 
 

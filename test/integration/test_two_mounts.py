@@ -20,9 +20,14 @@ SHORT = silt.QUICK or silt.SANITIZED
 SHARDS = {"shards": [1, 8]}
 
 
-def pair(t, shards=1, storage="file"):
+def pair(t, shards=1, storage="file", options=()):
     v = t.volume(storage, shards)
-    return v, t.mount(v), t.mount(v)
+    return v, t.mount(v, options=options), t.mount(v, options=options)
+
+
+# The kernel keeps names and attributes for a second by default; without that, other mounts' changes of
+# names are seen at once.
+NO_KERNEL_CACHE = ["attr-timeout=0", "entry-timeout=0", "dir-entry-timeout=0"]
 
 
 def write(path, data):
@@ -116,8 +121,9 @@ def fsync_is_seen_by_a_later_open(t):
 
 @suite.cases_for(**SHARDS)
 def names_are_seen(t, shards):
-    """A name that A makes, renames or removes is so for B's next lookup."""
-    _, a, b = pair(t, shards)
+    """A name that A makes, renames or removes is so for B's next lookup that the kernel does not
+    answer from its own cache (here: none)."""
+    _, a, b = pair(t, shards, options=NO_KERNEL_CACHE)
     for i in range(8):
         os.mkdir(a / f"d{i}")
     for i in range(40 if SHORT else 300):
@@ -136,6 +142,24 @@ def names_are_seen(t, shards):
         with raises(errno.EEXIST, f"round {i}: O_EXCL over the other's file"):
             os.open(b / x, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         os.unlink(a / x)
+
+
+@suite.case
+def names_are_seen_within_the_timeouts(t):
+    """With the default timeouts, names and attributes that the other mount changed are seen after a
+    second or so at the latest."""
+    _, a, b = pair(t)
+    os.mkdir(a / "d")
+    for i in range(3):
+        write(a / "d/x", b"%d" % i)
+        equal(read(b / "d/x"), b"%d" % i, "a new file")
+        os.chmod(a / "d/x", 0o600 + i)
+        silt.wait_until(lambda: os.stat(b / "d/x").st_mode & 0o777 == 0o600 + i, "the new mode", 3)
+        os.rename(a / "d/x", a / "d/y")
+        silt.wait_until(lambda: not os.path.exists(b / "d/x"), "the old name to go", 3)
+        equal(os.listdir(b / "d"), ["y"], "the listing")
+        os.unlink(a / "d/y")
+        silt.wait_until(lambda: not os.path.exists(b / "d/y"), "the removed name to go", 3)
 
 
 @suite.cases_for(**SHARDS)
