@@ -20,8 +20,9 @@
  *
  * The wait is at most the window, counted from the first piece or from the end of the pack before
  * (PUT or commit), whatever was later: before that end its closers could not come. When no other
- * file is dirty (cache_writers_add), the wait ends after a quarter of the window without a
- * newcomer: then the others would first have to create a file.
+ * file is dirty (cache_writers_add), the others would first have to create one, and the wait ends
+ * after a quiet time without a newcomer: an eighth of what a PUT takes lately, since to miss them
+ * costs them a whole PUT, but at least a quarter of the window.
  *
  * One thread is kept free of large and full packs, so that small files don't queue behind them. */
 #include "cache/batch.h"
@@ -122,12 +123,18 @@ static uint64_t later(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
+static uint64_t quiet_time(const struct batcher *b)
+{
+	uint64_t quiet = later(b->put_ns / 8, b->window_ns / 4);
+	return quiet < b->window_ns ? quiet : b->window_ns;
+}
+
 static uint64_t wait_until(const struct batcher *b)
 {
 	uint64_t window_end = later(b->first_ns, b->settled_ns) + b->window_ns;
 	if (b->writers > (int)(b->files + b->committing))
 		return window_end;
-	uint64_t quiet_end = later(b->last_ns, b->settled_ns) + b->window_ns / 4;
+	uint64_t quiet_end = later(b->last_ns, b->settled_ns) + quiet_time(b);
 	return quiet_end < window_end ? quiet_end : window_end;
 }
 
@@ -165,7 +172,7 @@ static void take_small(struct batcher *b, uint64_t now, struct batch *out)
 bool batcher_take(struct batcher *b, uint64_t now, struct batch *out, uint64_t *until)
 {
 	*until = 0;
-	*out = (struct batch){ .files = 0 };
+	*out = (struct batch){ .taken_ns = now };
 	if (batcher_has_full(b)) {
 		if (b->large.n)
 			move_pieces(&b->large, b->large.head->ino, true, &out->pieces);
@@ -196,6 +203,8 @@ void batcher_put_ended(struct batcher *b, const struct batch *t, bool committing
 		b->big_out--;
 		return;
 	}
+	uint64_t took = now - t->taken_ns;
+	b->put_ns = b->put_ns ? (3 * b->put_ns + took) / 4 : took;
 	b->shared_out = false;
 	b->settled_ns = now;
 	if (committing)

@@ -25,6 +25,7 @@ struct batch {
 	struct piece_list pieces;
 	unsigned files;
 	bool shared; /* counts as the one small pack under way */
+	uint64_t taken_ns;
 };
 
 struct batcher {
@@ -33,6 +34,8 @@ struct batcher {
 	uint64_t first_ns, last_ns; /* when the first and last piece of `small` came */
 	uint64_t settled_ns;        /* when a shared pack last ended its PUT or its commit */
 	uint64_t window_ns;
+	uint64_t put_ns; /* how long shared packs take lately, from being taken to the end of the
+	                    PUT */
 	unsigned recent[BATCH_RECENT], recent_at; /* closers seen by the last shared packs */
 	unsigned committing;       /* files of shared packs that were PUT but are not committed */
 	unsigned big_out, big_max; /* full packs being PUT, and how many may be */

@@ -4,8 +4,8 @@
  *
  * One `struct cache` a mount. It owns its threads:
  *
- *	packer   1            takes pieces of files, builds packs (compression, checksums)
- *	upload   N            PUTs packs, then commits their extents through meta/, then calls back
+ *	upload   N            takes pieces of files, builds packs (compression, checksums), PUTs them,
+ *	                      then commits their extents through meta/, then calls back
  *	fetch    N            GETs ranges or whole packs, verifies, writes them to the SSD
  *	reaper   1            io_uring completions: verifies and decodes frames read from the SSD
  *
@@ -64,8 +64,8 @@ int cache_read(struct cache *c, silt_ino ino, const struct silt_extent *e, uint6
 void cache_prefetch(struct cache *c, silt_ino ino, const struct silt_extent *e);
 
 /* --- Writing --------------------------------------------------------------------------------------
- * Puts a piece of a file into a pack: the packer groups pieces of all callers (group commit), an
- * upload thread PUTs the pack, commits the extents of all its pieces in Redis (meta_commit), and then
+ * Puts a piece of a file into a pack: pieces of all callers are grouped (group commit), an upload
+ * thread PUTs the pack, commits the extents of all its pieces in Redis (meta_commit), and then
  * calls `done(arg, err)` for each. `err` 0 means: in the store and committed. */
 struct cache_write {
 	silt_ino ino;

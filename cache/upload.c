@@ -274,7 +274,7 @@ static void note_packed(struct uploader *u, struct pack_builder *builder, const 
 /* From pieces to an object in the store, with the extents filled in. */
 static int store_batch(struct uploader *u, struct pack_builder *builder, const struct batch *batch)
 {
-	struct silt_err why = { .text = "no memory" };
+	struct silt_err why = { .code = 0 };
 	struct object o;
 	int err = builder ? build(builder, batch) : -ENOMEM;
 	if (!err)
