@@ -385,6 +385,7 @@ CURLcode store_http_perform(struct store_exchange *x, CURL *curl)
 	curl_off_t length = -1;
 
 	x->curl = curl;
+	x->performed = true;
 	set_connection(x, curl);
 	set_timeouts(x, curl);
 	set_bodies(x, curl);

@@ -39,6 +39,7 @@ struct store_exchange {
 
 	/* The reply. */
 	CURL *curl;
+	bool performed;
 	CURLcode result;
 	long status;     /* 0: none came */
 	uint64_t passed; /* bytes of body before the wanted range */
@@ -78,6 +79,9 @@ int store_http_judge_code(struct store_exchange *x, const char *code, const char
 /* For a GET that judge() liked: checks that the bytes in x->into are all that were asked for.
  * Returns their number, or -EIO with t->again. */
 ssize_t store_http_check_range(struct store_exchange *x);
+
+/* For a listing that judge() liked: reads it into `page`, `cut` taken off the keys. */
+int store_http_read_list(struct store_exchange *x, const char *cut, struct store_page *page);
 
 /* Must be called before any other function here, by every store that opens. */
 int store_http_global_init(void);

@@ -210,3 +210,19 @@ ssize_t store_http_check_range(struct store_exchange *x)
 		return bad_range(x, "the reply is not as long as it should be");
 	return (ssize_t)x->got;
 }
+
+int store_http_read_list(struct store_exchange *x, const char *cut, struct store_page *page)
+{
+	struct store_try *t = x->t;
+	struct s3_error e;
+	int rc = s3_xml_list(x->text ? x->text : "", x->text_len, cut, page, &e);
+
+	if (rc == -EBADMSG && e.code[0])
+		return store_http_judge_code(x, e.code, e.message, t->key);
+	if (rc == -EBADMSG) {
+		t->again = true;
+		return silt_fail(t->err, -EIO, "LIST %s: %s: the reply is no listing", t->key,
+		                 x->store->where);
+	}
+	return rc < 0 ? silt_fail(t->err, rc, "out of memory") : 0;
+}

@@ -36,6 +36,7 @@ struct store_put {
 	unsigned flags;
 	bool tried_md5, have_md5; /* s3, s3v2: computed by the first try */
 	unsigned char md5[16];
+	bool checked_absent; /* s3v2: STORE_EXCL was looked at */
 };
 
 /* A page of a listing; `keys` holds NUL-terminated strings end to end. */

@@ -418,7 +418,6 @@ static int s3_list_page(struct store *s, struct store_try *t, const char *prefix
 	struct s3 *c = s->impl;
 	struct headers headers = { 0 };
 	struct store_exchange x;
-	struct s3_error e;
 	char url[URL_ROOM], query[URL_ROOM - STORE_WHERE_MAX] = "";
 	int rc;
 
@@ -432,17 +431,8 @@ static int s3_list_page(struct store *s, struct store_try *t, const char *prefix
 	bucket_url(c, query, url);
 	store_exchange_init(&x, s, t, STORE_GET);
 	rc = request(&x, url, &headers);
-	if (rc == 0) {
-		rc = s3_xml_list(x.text ? x.text : "", x.text_len, c->place.prefix, page, &e);
-		if (rc == -EBADMSG && e.code[0])
-			rc = store_http_judge_code(&x, e.code, e.message, t->key);
-		else if (rc == -EBADMSG) {
-			t->again = true;
-			rc = silt_fail(t->err, -EIO, "LIST %s: %s: the reply is no listing", t->key,
-			               s->where);
-		} else if (rc < 0)
-			silt_fail(t->err, rc, "out of memory");
-	}
+	if (rc == 0)
+		rc = store_http_read_list(&x, c->place.prefix, page);
 	store_exchange_free(&x);
 	return rc;
 }
