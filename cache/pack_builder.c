@@ -72,8 +72,7 @@ static void header_encode(struct pack_builder *b)
 	silt_put_le(p, XXH3_64bits(b->header, PACK_HEADER_SUMMED), 8);
 }
 
-/* --- Memory
- * --------------------------------------------------------------------------------------- */
+/* --- Memory ---------------------------------------------------------------------------------- */
 
 /* Makes `n` (<= CHUNK_SIZE) contiguous bytes available; arena_take() then takes what was used. */
 static uint8_t *arena_reserve(struct pack_builder *b, size_t n)
@@ -134,8 +133,7 @@ static void add_bytes(struct pack_builder *b, const void *p, size_t n)
 		b->iov[b->at.niov++] = (struct iovec){ .iov_base = (void *)p, .iov_len = n };
 }
 
-/* --- Life
- * ----------------------------------------------------------------------------------------- */
+/* --- Life ------------------------------------------------------------------------------------ */
 
 void pack_builder_reset(struct pack_builder *b, uint64_t pack)
 {
@@ -193,8 +191,7 @@ void pack_builder_free(struct pack_builder *b)
 	free(b);
 }
 
-/* --- Frames
- * --------------------------------------------------------------------------------------- */
+/* --- Frames ---------------------------------------------------------------------------------- */
 
 /* How the frames of one piece did so far. */
 struct trial {

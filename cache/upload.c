@@ -57,8 +57,7 @@ struct uploader {
 	pthread_t thread[];
 };
 
-/* --- Taking work
- * ---------------------------------------------------------------------------------- */
+/* --- Taking work ----------------------------------------------------------------------------- */
 
 /* Makes sure that some thread sees what is queued; lock held. */
 static void wake(struct uploader *u)
@@ -103,8 +102,7 @@ static bool next_batch(struct uploader *u, struct batch *out)
 	return got;
 }
 
-/* --- Ending pieces
- * -------------------------------------------------------------------------------- */
+/* --- Ending pieces --------------------------------------------------------------------------- */
 
 /* Pieces of each epoch whose done() was called. */
 struct ended {
@@ -141,8 +139,7 @@ static void fail_pieces(struct uploader *u, struct cache_write *w, size_t n, int
 	count_ended(u, &ended);
 }
 
-/* --- Committing
- * ----------------------------------------------------------------------------------- */
+/* --- Committing ------------------------------------------------------------------------------ */
 
 struct commit {
 	struct uploader *u;
@@ -217,8 +214,7 @@ static void commit_batch(struct uploader *u, const struct batch *batch)
 	}
 }
 
-/* --- Uploading
- * ------------------------------------------------------------------------------------ */
+/* --- Uploading ------------------------------------------------------------------------------- */
 
 static int build(struct pack_builder *builder, const struct batch *batch)
 {
@@ -320,8 +316,7 @@ static void *upload_main(void *arg)
 	return NULL;
 }
 
-/* --- The interface
- * -------------------------------------------------------------------------------- */
+/* --- The interface --------------------------------------------------------------------------- */
 
 static void stop_threads(struct uploader *u)
 {

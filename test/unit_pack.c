@@ -251,8 +251,7 @@ static void test_key(void **state)
 	assert_string_equal(key, "packs/ff/ffffffffffffffff");
 }
 
-/* --- Damage
- * --------------------------------------------------------------------------------------- */
+/* --- Damage ---------------------------------------------------------------------------------- */
 
 static struct bytes small_pack(void)
 {
@@ -388,8 +387,7 @@ static void test_hostile_trailers_and_indexes(void **state)
 	free(pack.p);
 }
 
-/* --- Speed
- * ---------------------------------------------------------------------------------------- */
+/* --- Speed ----------------------------------------------------------------------------------- */
 
 static void print_speed(const char *what, const struct bytes *data, size_t piece, int level)
 {

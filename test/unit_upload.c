@@ -26,15 +26,13 @@ static void sleep_us(unsigned us)
 	nanosleep(&ts, NULL);
 }
 
-/* --- The fakes
- * ------------------------------------------------------------------------------------ */
+/* --- The fakes ------------------------------------------------------------------------------- */
 
 struct store {
 	struct silt_lock lock;
 	unsigned put_us;
 	unsigned puts, now, most_at_once;
 	unsigned big_packs; /* of more than 1 MiB */
-	size_t frames;
 	uint64_t used_below; /* ids below exist already */
 	int fail;
 };
@@ -168,8 +166,7 @@ static void *fake_redis(void *arg)
 	return NULL;
 }
 
-/* --- A stage: fakes, uploader, and pieces to wait for
- * --------------------------------------------- */
+/* --- A stage: fakes, uploader, and pieces to wait for ---------------------------------------- */
 
 struct stage {
 	struct store store;
@@ -283,8 +280,7 @@ static int piece_wait(struct piece *p)
 	return p->err;
 }
 
-/* --- Simulation of writers
- * ------------------------------------------------------------------------ */
+/* --- Simulation of writers ------------------------------------------------------------------- */
 
 struct writer {
 	struct stage *s;
@@ -373,8 +369,7 @@ static void test_one_writer_never_waits(void **state)
 	stage_free(s);
 }
 
-/* --- What arrives, what fails
- * --------------------------------------------------------------------- */
+/* --- What arrives, what fails ---------------------------------------------------------------- */
 
 static void test_large_files_upload_in_parallel(void **state)
 {
