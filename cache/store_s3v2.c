@@ -22,6 +22,7 @@
 #include <libs3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cache/store_http.h"
 #include "cache/store_s3_md5.h"
@@ -43,6 +44,14 @@ CURLcode store_s3v2_perform(CURL *curl)
 {
 	assert(current);
 	return store_http_perform(current, curl);
+}
+
+/* libs3's gmtime: it dates every request with the one result that all threads share. */
+struct tm *store_s3v2_gmtime(const time_t *t);
+struct tm *store_s3v2_gmtime(const time_t *t)
+{
+	static _Thread_local struct tm tm;
+	return gmtime_r(t, &tm);
 }
 
 static pthread_once_t libs3_once = PTHREAD_ONCE_INIT;
