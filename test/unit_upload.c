@@ -32,7 +32,7 @@ struct store {
 	struct silt_lock lock;
 	unsigned put_us;
 	unsigned puts, now, most_at_once;
-	unsigned big_packs; /* of more than 1 MiB */
+	unsigned big_packs;  /* of more than 1 MiB */
 	uint64_t used_below; /* ids below exist already */
 	int fail;
 };
