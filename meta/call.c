@@ -241,3 +241,11 @@ int call_wait(struct meta *m, enum meta_function fn, struct conn_request *r, red
 	*out = w.reply;
 	return w.err;
 }
+
+int call_checked(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **out,
+		 long long *code)
+{
+	*out = NULL;
+	int rc = call_wait(m, fn, r, out);
+	return reply_code(m, fn, rc, *out, code);
+}

@@ -99,8 +99,7 @@ static int open_session(struct meta *m, struct silt_err *err)
 	redisReply *reply = NULL;
 	conn_arg_str(&r, m->cfg.session_info ? m->cfg.session_info : "{}");
 	conn_arg_u64(&r, (uint64_t)m->cfg.heartbeat_ms * HEARTBEATS_MISSED);
-	int rc = call_wait(m, F_SESSION_OPEN, r, &reply);
-	rc = reply_code(m, F_SESSION_OPEN, rc, reply, NULL);
+	int rc = call_checked(m, F_SESSION_OPEN, r, &reply, NULL);
 	if (!rc && reply->elements > 1 && reply->element[1]->type == REDIS_REPLY_INTEGER)
 		m->session = (uint64_t)reply->element[1]->integer;
 	if (reply)
@@ -118,7 +117,7 @@ static int simple_call(struct meta *m, enum meta_function fn, const char *a, uin
 	conn_arg_str(&r, a);
 	if (b)
 		conn_arg_u64(&r, b);
-	int rc = reply_code(m, fn, call_wait(m, fn, r, &reply), reply, NULL);
+	int rc = call_checked(m, fn, r, &reply, NULL);
 	if (out && !rc)
 		*out = reply;
 	else if (reply)

@@ -115,6 +115,9 @@ int check_name(const char *name, size_t len);
 
 /* The blocking form, for other than reader threads. Returns the reply (caller frees) in *out. */
 int call_wait(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **out);
+/* The same with reply_code(); *out may be set (and must be freed) whatever the result. */
+int call_checked(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **out,
+		 long long *code);
 
 /* sequence.c: calls op_with_sequence(op) with op->seq set, now or later. */
 void sequence_take(struct meta *m, unsigned shard, struct op *op);

@@ -48,7 +48,7 @@
 -- A library sees no globals while it is loaded: ready() fetches them at the first call.
 local call, sha1hex, byte, char, sub, fmt, floor
 local ENOENT, EEXIST, ENOTDIR, EISDIR, EINVAL, EMLINK = -2, -17, -20, -21, -22, -31
-local EAGAIN, EXDEV, ENOTEMPTY, EPERM = -11, -18, -39, -1
+local EAGAIN, EXDEV, ENOTEMPTY, EPERM, EIO = -11, -18, -39, -1, -5
 local WINDOW = 67108864
 local DIR, REG, LNK = 4, 8, 10 -- d_type
 local LINK_MAX = 65000
@@ -796,30 +796,33 @@ local function add_extent(T, q, r, ext, win)
   return true
 end
 
--- items of: inode, now, end, extent, window, pack, stored; then retry. Reply: a version or errno each.
+-- Applies one item; adds what it stores to packs[pack]. Returns the file's version, or an errno.
+local function commit_one(T, q, now, stop, ext, win, pack, stored, packs)
+  local r = get(T, q)
+  if not r or r.kind ~= REG then return ENOENT end
+  if add_extent(T, q, r, ext, win) then
+    packs[pack] = (packs[pack] or 0) + stored
+    r.version = r.version + 1
+  end
+  if stop > r.size then
+    usage(T, 0, stop - r.size)
+    r.size = stop
+  end
+  r.mode = drop_suid(r.mode)
+  r.mtime = now
+  r.ctime = later(r.ctime, r.mtime) and r.ctime or r.mtime
+  put(T, q, r)
+  return r.version
+end
+
+-- items of: inode, now, end, extent, window, pack, stored; then retry. Reply: a version or errno each;
+-- a damaged record fails its own item only.
 local function commit(K, A)
   local T, out, packs = K[1], {}, {}
   for i = 1, #A - 1, 7 do
-    local q, stop = tonumber(A[i]), tonumber(A[i + 2])
-    local r = get(T, q)
-    if not r or r.kind ~= REG then
-      out[#out + 1] = ENOENT
-    else
-      local pack = tonumber(A[i + 5])
-      if add_extent(T, q, r, A[i + 3], A[i + 4]) then
-        packs[pack] = (packs[pack] or 0) + tonumber(A[i + 6])
-        r.version = r.version + 1
-      end
-      if stop > r.size then
-        usage(T, 0, stop - r.size)
-        r.size = stop
-      end
-      r.mode = drop_suid(r.mode)
-      r.mtime = A[i + 1]
-      r.ctime = later(r.ctime, r.mtime) and r.ctime or r.mtime
-      put(T, q, r)
-      out[#out + 1] = r.version
-    end
+    local ok, v = pcall(commit_one, T, tonumber(A[i]), A[i + 1], tonumber(A[i + 2]), A[i + 3], A[i + 4],
+      tonumber(A[i + 5]), tonumber(A[i + 6]), packs)
+    out[#out + 1] = ok and v or EIO
   end
   for pack, stored in pairs(packs) do live(T, pack, stored) end
   return out

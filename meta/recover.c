@@ -82,7 +82,7 @@ static void resume_all(struct meta *m, unsigned shard, const char *session)
 	redisReply *reply = NULL;
 	size_t n = strlen(session);
 	struct conn_request *r = call_begin(m, shard, F_X_INTENTS, 0, 0);
-	int rc = reply_code(m, F_X_INTENTS, call_wait(m, F_X_INTENTS, r, &reply), reply, NULL);
+	int rc = call_checked(m, F_X_INTENTS, r, &reply, NULL);
 	for (size_t i = 1; !rc && i + 1 < reply->elements; i += 2) {
 		const redisReply *tx = reply_at(reply, i), *intent = reply_at(reply, i + 1);
 		if (tx && intent && tx->len < 40 && !strncmp(tx->str, session, n) && tx->str[n] == '.')
@@ -100,7 +100,7 @@ static int sweep(struct meta *m, unsigned shard, const char *session)
 		redisReply *reply = NULL;
 		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 1, 0);
 		conn_arg_str(&r, session);
-		int rc = reply_code(m, F_SESSION_SWEEP, call_wait(m, F_SESSION_SWEEP, r, &reply), reply, NULL);
+		int rc = call_checked(m, F_SESSION_SWEEP, r, &reply, NULL);
 		bool more = !rc && reply->elements > 1 && reply->element[1]->integer > 0;
 		if (reply)
 			freeReplyObject(reply);
@@ -176,7 +176,7 @@ static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peek
 		conn_arg_u64(&r, sums->v[i].pack);
 		conn_arg_u64(&r, sums->v[i].stored);
 	}
-	int rc = reply_code(m, F_GARBAGE_DONE, call_wait(m, F_GARBAGE_DONE, r, &reply), reply, NULL);
+	int rc = call_checked(m, F_GARBAGE_DONE, r, &reply, NULL);
 	if (reply)
 		freeReplyObject(reply);
 	return rc;
@@ -187,7 +187,7 @@ static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
 {
 	redisReply *reply = NULL;
 	struct conn_request *r = call_begin(m, shard, F_GARBAGE_PEEK, 0, 0);
-	int rc = reply_code(m, F_GARBAGE_PEEK, call_wait(m, F_GARBAGE_PEEK, r, &reply), reply, NULL);
+	int rc = call_checked(m, F_GARBAGE_PEEK, r, &reply, NULL);
 	const redisReply *item = rc ? NULL : reply_at(reply, 1);
 	bool more = false;
 	if (item && item->len) {

@@ -184,7 +184,7 @@ static int make_dir(struct meta *m, struct op *op, silt_ino ino, const struct in
 	conn_arg_u64(&r, silt_ino_shard(op->dir));
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	call_arg_time(&r, op->make.now);
-	rc = reply_code(m, F_X_MAKE_DIR, call_wait(m, F_X_MAKE_DIR, r, &reply), reply, NULL);
+	rc = call_checked(m, F_X_MAKE_DIR, r, &reply, NULL);
 	if (reply)
 		freeReplyObject(reply);
 	return rc;
@@ -240,7 +240,7 @@ static void run_link(struct job *j)
 		conn_arg(&q, i.v, i.len);
 		conn_arg_u64(&q, silt_ino_seq(op->ino));
 		call_arg_time(&q, op->now);
-		r.err = reply_code(m, F_X_LINK, call_wait(m, F_X_LINK, q, &reply), reply, NULL);
+		r.err = call_checked(m, F_X_LINK, q, &reply, NULL);
 		if (reply)
 			freeReplyObject(reply);
 	}
@@ -348,7 +348,7 @@ static int rename_lock(struct meta *m, bool take)
 		conn_arg_str(&r, holder);
 		if (take)
 			conn_arg_u64(&r, LOCK_MS);
-		int rc = reply_code(m, fn, call_wait(m, fn, r, &reply), reply, NULL);
+		int rc = call_checked(m, fn, r, &reply, NULL);
 		if (reply)
 			freeReplyObject(reply);
 		if (rc != -EAGAIN)

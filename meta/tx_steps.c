@@ -50,14 +50,6 @@ uint64_t intent_u64(const struct intent_field *f)
 
 /* --- calls --- */
 
-static int call(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **reply,
-		long long *code)
-{
-	*reply = NULL;
-	int rc = call_wait(m, fn, r, reply);
-	return reply_code(m, fn, rc, *reply, code);
-}
-
 static void done_with(redisReply *reply)
 {
 	if (reply)
@@ -81,9 +73,9 @@ static int take_entry(struct meta *m, silt_ino dir, const redisReply *s, struct 
 int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	int rc = call(m, F_GETATTR, r, &reply, NULL);
+	int rc = call_checked(m, F_GETATTR, r, &reply, NULL);
 	if (!rc)
 		rc = reply_inode(m, ino, reply_at(reply, 1), out);
 	done_with(reply);
@@ -93,10 +85,10 @@ int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out)
 int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struct entry *out)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_LOOKUP, 2, len);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	int rc = call(m, F_LOOKUP, r, &reply, NULL);
+	int rc = call_checked(m, F_LOOKUP, r, &reply, NULL);
 	if (!rc)
 		rc = take_entry(m, dir, reply_at(reply, 1), out);
 	done_with(reply);
@@ -107,12 +99,12 @@ int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino d
 	      size_t len, struct entry *out)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_MARK, 4, len + i->len + 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg(&r, i->v, i->len);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	int rc = call(m, F_X_MARK, r, &reply, NULL);
+	int rc = call_checked(m, F_X_MARK, r, &reply, NULL);
 	if (!rc)
 		rc = take_entry(m, dir, reply_at(reply, 1), out);
 	done_with(reply);
@@ -123,14 +115,14 @@ int step_unmark(struct meta *m, const char *tx, silt_ino dir, const char *name, 
 		struct silt_time now)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_UNMARK, 6, len + 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
 	conn_arg(&r, remove ? "1" : "0", 1);
 	call_arg_time(&r, now);
 	conn_arg_u64(&r, m->fill);
-	int rc = call(m, F_X_UNMARK, r, &reply, NULL);
+	int rc = call_checked(m, F_X_UNMARK, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -139,7 +131,7 @@ int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *nam
 		   uint32_t type, silt_ino ino, struct silt_time now)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_ADD_ENTRY, 8, len + 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
@@ -148,7 +140,7 @@ int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *nam
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	call_arg_time(&r, now);
 	conn_arg_u64(&r, m->fill);
-	int rc = call(m, F_X_ADD_ENTRY, r, &reply, NULL);
+	int rc = call_checked(m, F_X_ADD_ENTRY, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -167,12 +159,12 @@ int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_
 	     struct silt_inode *inode)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_END, 4, 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg(&r, ok ? "1" : "0", 1);
 	call_arg_time(&r, now);
-	int rc = call(m, F_X_END, r, &reply, NULL);
+	int rc = call_checked(m, F_X_END, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -182,10 +174,10 @@ int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_
 int step_rmdir(struct meta *m, const char *tx, silt_ino ino)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_RMDIR, 2, 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	int rc = call(m, F_X_RMDIR, r, &reply, NULL);
+	int rc = call_checked(m, F_X_RMDIR, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -194,12 +186,12 @@ int step_drop(struct meta *m, const char *tx, silt_ino ino, bool keep, struct si
 	      struct silt_inode *inode)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_DROP, 4, 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg_str(&r, keep ? m->session_text : "");
 	call_arg_time(&r, now);
-	int rc = call(m, F_X_DROP, r, &reply, NULL);
+	int rc = call_checked(m, F_X_DROP, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -209,12 +201,12 @@ int step_drop(struct meta *m, const char *tx, silt_ino ino, bool keep, struct si
 int step_moved(struct meta *m, silt_ino ino, silt_ino parent, struct silt_time now, struct silt_inode *inode)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MOVED, 4, 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg_u64(&r, silt_ino_shard(parent));
 	conn_arg_u64(&r, silt_ino_seq(parent));
 	call_arg_time(&r, now);
-	int rc = call(m, F_X_MOVED, r, &reply, NULL);
+	int rc = call_checked(m, F_X_MOVED, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -224,9 +216,9 @@ int step_moved(struct meta *m, silt_ino ino, silt_ino parent, struct silt_time n
 int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char *tx)
 {
 	struct conn_request *r = call_begin(m, shard, fn, 1, 64);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
-	int rc = call(m, fn, r, &reply, NULL);
+	int rc = call_checked(m, fn, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -235,7 +227,7 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 		struct silt_inode *old_inode)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir), F_X_INSERT, 12, a->len + 128);
-	redisReply *reply;
+	redisReply *reply = NULL;
 	long long c = 0;
 	conn_arg_str(&r, a->tx);
 	conn_arg_u64(&r, silt_ino_seq(a->dir));
@@ -249,7 +241,7 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	call_arg_time(&r, a->now);
 	conn_arg_u64(&r, m->fill);
 	conn_arg_str(&r, a->drop_tx);
-	int rc = call(m, F_X_INSERT, r, &reply, &c);
+	int rc = call_checked(m, F_X_INSERT, r, &reply, &c);
 	*code = (int)c;
 	old->len = 0;
 	if (!rc && reply_at(reply, 1) && reply_at(reply, 1)->len) {
