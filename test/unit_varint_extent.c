@@ -144,8 +144,7 @@ static void test_extent_refused(void **state)
 		assert_int_equal(decode_fields(t[i].v, t[i].n), -EINVAL);
 }
 
-/* --- Maps against a model ------------------------------------------------------------------------
- */
+/* --- Maps against a model ----------------------------------------------------------------- */
 
 #define FILE_BYTES 400u
 
