@@ -1,0 +1,119 @@
+/* See recent.h. Both tables are set-associative arrays that never grow; a collision costs a Redis
+ * call or a page cache, never correctness. */
+#include "fs/recent.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdULL;
+	x ^= x >> 33;
+	return x;
+}
+
+int fresh_table_init(struct fresh_table *t)
+{
+	t->v = calloc(FRESH_SLOTS, sizeof(*t->v));
+	if (!t->v)
+		return -ENOMEM;
+	for (unsigned i = 0; i < RECENT_LOCKS; i++)
+		silt_lock_init(&t->locks[i]);
+	return 0;
+}
+
+void fresh_table_free(struct fresh_table *t)
+{
+	free(t->v);
+	t->v = NULL;
+}
+
+void fresh_put(struct fresh_table *t, int32_t pid, const struct silt_inode *inode)
+{
+	unsigned at = (unsigned)(mix(inode->attr.ino) % FRESH_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	uint64_t now = silt_now_ns();
+	silt_lock(lock);
+	t->v[at] = (struct fresh_slot){ inode->attr.ino, pid, now, *inode };
+	silt_unlock(lock);
+}
+
+bool fresh_take(struct fresh_table *t, int32_t pid, silt_ino ino, struct silt_inode *out)
+{
+	unsigned at = (unsigned)(mix(ino) % FRESH_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	struct fresh_slot *s = &t->v[at];
+	uint64_t now = silt_now_ns();
+	silt_lock(lock);
+	bool found = s->ino == ino && s->pid == pid;
+	if (found) {
+		s->ino = 0;
+		found = now - s->when < FRESH_NS;
+		*out = s->inode;
+	}
+	silt_unlock(lock);
+	return found;
+}
+
+void fresh_drop(struct fresh_table *t, silt_ino ino)
+{
+	unsigned at = (unsigned)(mix(ino) % FRESH_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	silt_lock(lock);
+	if (t->v[at].ino == ino)
+		t->v[at].ino = 0;
+	silt_unlock(lock);
+}
+
+int opened_table_init(struct opened_table *t)
+{
+	t->v = calloc(OPENED_SETS, sizeof(*t->v));
+	if (!t->v)
+		return -ENOMEM;
+	for (unsigned i = 0; i < RECENT_LOCKS; i++)
+		silt_lock_init(&t->locks[i]);
+	return 0;
+}
+
+void opened_table_free(struct opened_table *t)
+{
+	free(t->v);
+	t->v = NULL;
+}
+
+/* Moves way `w` to the front, so that the last way is the one used least recently. */
+static void to_front(struct opened_set *s, unsigned w, silt_ino ino, uint64_t version)
+{
+	memmove(s->ino + 1, s->ino, w * sizeof(s->ino[0]));
+	memmove(s->version + 1, s->version, w * sizeof(s->version[0]));
+	s->ino[0] = ino;
+	s->version[0] = version;
+}
+
+bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version)
+{
+	unsigned at = (unsigned)(mix(ino) % OPENED_SETS), w = 0;
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	struct opened_set *s = &t->v[at];
+	silt_lock(lock);
+	while (w < OPENED_WAYS - 1 && s->ino[w] != ino)
+		w++;
+	bool same = s->ino[w] == ino && s->version[w] == version;
+	to_front(s, w, ino, version);
+	silt_unlock(lock);
+	return same;
+}
+
+void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to)
+{
+	unsigned at = (unsigned)(mix(ino) % OPENED_SETS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	struct opened_set *s = &t->v[at];
+	silt_lock(lock);
+	for (unsigned w = 0; w < OPENED_WAYS; w++)
+		if (s->ino[w] == ino && s->version[w] == from)
+			s->version[w] = to;
+	silt_unlock(lock);
+}

@@ -1,0 +1,59 @@
+/* Two small memories of what this mount just saw, both bounded and lossy:
+ *
+ * fresh	the inode that a LOOKUP answered, for the OPEN that follows in the same open(2): same
+ *		thread, within FRESH_NS, taken once. It saves the second Redis call of an open without
+ *		weakening close-to-open, because that LOOKUP was sent by this very open(2).
+ * opened	which version of an inode's bytes the kernel's page cache holds: an open of the same
+ *		version keeps the pages.
+ *
+ * Threads: all functions from any thread. */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "meta/lock.h"
+#include "meta/types.h"
+
+#define FRESH_NS     100000000u
+#define FRESH_SLOTS  1024u
+#define OPENED_WAYS  4u
+#define OPENED_SETS  16384u
+#define RECENT_LOCKS 64u
+
+struct fresh_slot {
+	silt_ino ino; /* 0: empty */
+	int32_t pid;
+	uint64_t when; /* silt_now_ns() */
+	struct silt_inode inode;
+};
+
+struct fresh_table {
+	struct silt_lock locks[RECENT_LOCKS];
+	struct fresh_slot *v;
+};
+
+int fresh_table_init(struct fresh_table *t);
+void fresh_table_free(struct fresh_table *t);
+void fresh_put(struct fresh_table *t, int32_t pid, const struct silt_inode *inode);
+bool fresh_take(struct fresh_table *t, int32_t pid, silt_ino ino, struct silt_inode *out);
+/* The inode was changed here: what LOOKUP answered is old. */
+void fresh_drop(struct fresh_table *t, silt_ino ino);
+
+struct opened_set {
+	silt_ino ino[OPENED_WAYS];
+	uint64_t version[OPENED_WAYS];
+};
+
+struct opened_table {
+	struct silt_lock locks[RECENT_LOCKS];
+	struct opened_set *v;
+};
+
+int opened_table_init(struct opened_table *t);
+void opened_table_free(struct opened_table *t);
+
+/* Notes that `ino` is opened in `version`; returns true when that is the version noted last. */
+bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
+
+/* A write of this mount made `to` out of `from`: pages of `from` plus that write are pages of `to`. */
+void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to);
