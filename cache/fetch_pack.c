@@ -1,0 +1,286 @@
+/* Whole packs: for warmup, prefetch, packs read often, and packs just written here.
+ *
+ * One GET brings the pack; pack_verify() checks every frame of it before anyone gets a byte; then
+ * it is written to the SSD and only then reported. A pack that is on the SSD already, but came
+ * there in ranges, is read back and verified instead of fetched. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "cache/fetch_parts.h"
+
+#define INSERTING_MAX ((size_t)64 << 20) /* bytes of packs just written that may wait for the SSD  \
+	                                  */
+#define PREFETCH_MAX (4u << 20)          /* bytes that a prefetch brings where there is no SSD */
+
+static size_t up(size_t n)
+{
+	return (n + TIER_ALIGN - 1) & ~(size_t)(TIER_ALIGN - 1);
+}
+
+/* Verifies the copy on the SSD; a bad one is dropped. */
+static int read_back(struct fetch *f, uint64_t pack, uint32_t len)
+{
+	char why[160] = "";
+	uint8_t *buf = aligned_alloc(TIER_ALIGN, up(len));
+	if (!buf)
+		return -ENOMEM;
+	int rc = tier_read_wait(f->tier, pack, 0, len, buf);
+	if (rc == 0 && pack_verify(buf, len, pack, f->volume, why) < 0) {
+		silt_count(f->metrics, M_SSD_BAD, 1);
+		silt_warn(f->log,
+		          "cache: damaged copy of pack %016" PRIx64 " on the SSD (%s); "
+		          "fetching it again",
+		          pack, why);
+		tier_drop_pack(f->tier, pack);
+		rc = -EBADMSG;
+	}
+	free(buf);
+	if (rc == 0)
+		tier_mark_verified(f->tier, pack);
+	return rc;
+}
+
+/* GETs the pack and verifies it, twice if need be. -EBADMSG: the bytes are there, but damaged. */
+static int get_verified(struct fetch *f, struct flight *fl)
+{
+	int rc = 0;
+	for (unsigned try = 0; try < STORE_TRIES; try++) {
+		char why[160] = "";
+		rc = flight_get(f, fl);
+		if (rc < 0)
+			return rc;
+		rc = fl->got == fl->pack_len
+		             ? pack_verify(fl->data, fl->got, fl->pack, f->volume, why)
+		             : -EBADMSG;
+		if (rc == 0)
+			return 0;
+		silt_count(f->metrics, M_DAMAGED_FRAMES, 1);
+		silt_error(f->log, "fetch: pack %016" PRIx64 " is damaged in the store: %s",
+		           fl->pack, why);
+	}
+	return -EBADMSG;
+}
+
+static int fetch_whole(struct fetch *f, struct flight *fl)
+{
+	struct tier_pack look;
+	tier_look(f->tier, fl->pack, &look);
+	if (look.full && (look.verified || read_back(f, fl->pack, look.pack_len) == 0)) {
+		fl->pack_len = look.pack_len;
+		return 0;
+	}
+	int rc = get_verified(f, fl);
+	if (rc < 0 && rc != -EBADMSG)
+		return rc;
+	if (rc == -EBADMSG)
+		flight_spoil(f, fl);
+	flight_serve(f, fl); /* each frame by itself: most of a damaged pack may be sound */
+	if (rc < 0)
+		return -EIO;
+	uint64_t total, used;
+	tier_space(f->tier, &total, &used);
+	if (up(fl->got) > total)
+		return -ENOSPC;
+	return tier_write(f->tier, fl->pack, fl->pack_len, 0, fl->got, fl->data, true,
+	                  fl->keep ? 3 : 0);
+}
+
+static void whole_run(struct fetch *f, struct job *j)
+{
+	struct flight *fl = (struct flight *)j;
+	int rc = fetch_whole(f, fl);
+	struct pack_waiter *w = flight_land(f, fl, rc);
+	while (w) {
+		struct pack_waiter *next = w->next;
+		if (w->bytes && rc == 0)
+			*w->bytes = fl->pack_len;
+		w->done(w->arg, rc);
+		free(w);
+		w = next;
+	}
+	flight_unref(f, fl);
+}
+
+void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep)
+{
+	struct flight_bucket *b = flight_bucket_of(f, pack);
+	struct flight *made = calloc(1, sizeof(*made));
+	silt_lock(&b->lock);
+	struct flight *fl = b->first;
+	while (fl && (fl->pack != pack || !fl->whole || fl->bad))
+		fl = fl->next;
+	bool joined = fl != NULL;
+	if (!fl && made) {
+		fl = made;
+		made = NULL;
+		*fl = (struct flight){ .job.run = whole_run,
+			               .pack = pack,
+			               .len = PACK_MAX,
+			               .whole = true,
+			               .refs = 1,
+			               .next = b->first };
+		b->first = fl;
+		fetch_enter(f);
+	}
+	if (fl && w) {
+		w->next = fl->packs;
+		fl->packs = w;
+	}
+	if (fl)
+		fl->keep |= keep;
+	silt_unlock(&b->lock);
+	free(made);
+	if (fl && !joined)
+		fetch_submit(f, &fl->job, false);
+	if (!fl && w) {
+		w->done(w->arg, -ENOMEM);
+		free(w);
+	}
+}
+
+void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	struct tier_pack look = { 0 };
+	if (!f->tier) {
+		done(arg, -ENODEV);
+		return;
+	}
+	tier_look(f->tier, pack, &look);
+	if (look.verified) {
+		if (bytes)
+			*bytes = look.pack_len;
+		done(arg, 0);
+		return;
+	}
+	struct pack_waiter *w = malloc(sizeof(*w));
+	if (!w) {
+		done(arg, -ENOMEM);
+		return;
+	}
+	*w = (struct pack_waiter){ .bytes = bytes, .done = done, .arg = arg };
+	pack_wanted(f, pack, w, true);
+}
+
+enum cache_pack_state fetch_pack_state(struct fetch *f, uint64_t pack)
+{
+	struct tier_pack look = { 0 };
+	if (f->tier)
+		tier_look(f->tier, pack, &look);
+	if (look.pieces == 0)
+		return CACHE_PACK_ABSENT;
+	return look.verified ? CACHE_PACK_FULL : CACHE_PACK_PARTIAL;
+}
+
+void fetch_drop_pack(struct fetch *f, uint64_t pack)
+{
+	if (f->tier)
+		tier_drop_pack(f->tier, pack);
+	frame_memory_drop(f->memory, pack);
+}
+
+/* --- Prefetch ------------------------------------------------------------------------------------
+ */
+
+static void memory_run(struct fetch *f, struct job *j)
+{
+	struct flight *fl = (struct flight *)j;
+	int rc = flight_get(f, fl);
+	if (rc == 0) {
+		flight_serve(f, fl);
+		flight_remember(f, fl, 0);
+	}
+	flight_land(f, fl, rc);
+	flight_unref(f, fl);
+}
+
+/* Without an SSD: the extent's bytes, or the first of them, to memory. */
+static void prefetch_memory(struct fetch *f, const struct silt_extent *e)
+{
+	uint32_t len = e->stored < PREFETCH_MAX ? e->stored : PREFETCH_MAX;
+	struct flight *fl = calloc(1, sizeof(*fl));
+	if (!fl)
+		return;
+	*fl = (struct flight){
+		.job.run = memory_run, .pack = e->pack, .off = e->pack_off, .len = len, .refs = 1
+	};
+	struct flight_bucket *b = flight_bucket_of(f, e->pack);
+	silt_lock(&b->lock);
+	struct flight *same = b->first;
+	while (same && (same->pack != fl->pack || same->off > fl->off ||
+	                (uint64_t)same->off + same->len < (uint64_t)fl->off + len))
+		same = same->next;
+	if (!same) {
+		fl->next = b->first;
+		b->first = fl;
+		fetch_enter(f);
+	}
+	silt_unlock(&b->lock);
+	if (same)
+		free(fl);
+	else
+		fetch_submit(f, &fl->job, false);
+}
+
+void fetch_prefetch(struct fetch *f, silt_ino ino, const struct silt_extent *e)
+{
+	if (e->pack == 0 || (e->flags & EXTENT_HOLE) || e->stored <= FRAME_HEADER ||
+	    fetch_background_waiting(f) > 2 * f->nthreads)
+		return;
+	if (!f->tier) {
+		prefetch_memory(f, e);
+		return;
+	}
+	struct tier_pack look;
+	tier_look(f->tier, e->pack, &look);
+	if (!look.full)
+		pack_wanted(f, e->pack, NULL, false);
+}
+
+/* --- Packs just written here ---------------------------------------------------------------------
+ */
+
+struct insert {
+	struct job job; /* first */
+	uint64_t pack;
+	uint32_t len;
+	uint8_t *data;
+};
+
+static void insert_run(struct fetch *f, struct job *j)
+{
+	struct insert *in = (struct insert *)j;
+	tier_write(f->tier, in->pack, in->len, 0, in->len, in->data, true, 0);
+	atomic_fetch_sub(&f->inserting, in->len);
+	free(in->data);
+	free(in);
+}
+
+void fetch_insert_pack(struct fetch *f, uint64_t pack, const struct iovec *iov, int niov,
+                       size_t total)
+{
+	if (!f->tier || total > PACK_MAX)
+		return;
+	if (atomic_fetch_add(&f->inserting, total) + total > INSERTING_MAX) {
+		atomic_fetch_sub(&f->inserting, total);
+		return;
+	}
+	struct insert *in = malloc(sizeof(*in));
+	uint8_t *data = aligned_alloc(TIER_ALIGN, up(total));
+	if (!in || !data) {
+		atomic_fetch_sub(&f->inserting, total);
+		free(in);
+		free(data);
+		return;
+	}
+	size_t at = 0;
+	for (int i = 0; i < niov; at += iov[i++].iov_len)
+		memcpy(data + at, iov[i].iov_base, iov[i].iov_len);
+	assert(at == total);
+	memset(data + total, 0, up(total) - total);
+	*in = (struct insert){
+		.job.run = insert_run, .pack = pack, .len = (uint32_t)total, .data = data
+	};
+	fetch_enter(f);
+	fetch_submit(f, &in->job, false);
+}

@@ -1,0 +1,201 @@
+/* The insides of the read side, for cache/fetch*.c only.
+ *
+ * A read (`read_op`) wants parts of one or more frames (`frame_want`). Each want goes down the same
+ * stairs by itself: memory, SSD, a flight (one GET of a range of a pack, shared by all wants that
+ * lie inside it). The last want to be answered answers the read.
+ *
+ * Locks: one for each bucket of flights, one for the job queue, one for idle decoders, one for
+ * index loads. None of them is held while another of them is taken, nor during I/O or callbacks. */
+#pragma once
+#include <stdatomic.h>
+#include <zstd.h>
+
+#include "cache/fetch.h"
+#include "cache/fetch_index.h"
+#include "cache/fetch_memory.h"
+#include "cache/pack.h"
+#include "meta/lock.h"
+
+#define FLIGHT_BUCKETS   64u
+#define MEMORY_FRAME_MAX (32u << 10) /* larger frames are kept only when read in part */
+#define STORE_TRIES      2u          /* GETs of a frame before its damage is believed */
+
+struct read_op {
+	struct fetch *f;
+	struct read_op *next; /* waiting for an index */
+	silt_ino ino;
+	struct silt_extent e;
+	uint64_t off;
+	uint32_t len;
+	uint8_t *dst;
+	cache_done done;
+	void *arg;
+	atomic_uint left; /* wants not answered yet, and one for whoever starts them */
+	atomic_int err;
+	uint32_t n;
+	struct frame_want *wants; /* n of them, in the same allocation */
+};
+
+struct frame_want {
+	struct tier_io io; /* first: the tier hands it back */
+	struct read_op *op;
+	struct frame_want *next; /* waiting for a flight */
+	struct frame_key key;
+	struct frame_owner owner;
+	uint32_t stored; /* bytes in the pack, header included */
+	uint32_t skip, len;
+	uint8_t *dst;
+	uint8_t tries; /* GETs whose bytes for this frame were bad */
+};
+
+/* Work for a fetch thread. */
+struct job {
+	struct job *next;
+	void (*run)(struct fetch *f, struct job *j);
+};
+
+struct job_list {
+	struct job *first, **last;
+	unsigned n;
+};
+
+/* Someone who waits for a whole pack on the SSD. */
+struct pack_waiter {
+	struct pack_waiter *next;
+	uint64_t *bytes;
+	cache_done done;
+	void *arg;
+};
+
+enum flight_state { FLIGHT_QUEUED, FLIGHT_GETTING, FLIGHT_READY };
+
+/* One GET. In its bucket from the decision to make it until its bytes are on the SSD. */
+struct flight {
+	struct job job;      /* first */
+	struct flight *next; /* in the bucket */
+	uint64_t pack;
+	uint32_t off, len; /* asked for */
+	uint32_t first;    /* byte of the range at which a frame is known to begin */
+	bool whole;
+	bool keep; /* someone asked for the whole pack: it gets all lives on the SSD */
+	/* under the bucket's lock */
+	enum flight_state state;
+	bool bad; /* its bytes were wrong: don't join, don't write to the SSD */
+	unsigned refs;
+	struct frame_want *wants;
+	struct pack_waiter *packs;
+	/* set before FLIGHT_READY, then constant */
+	uint8_t *data;
+	size_t room;
+	uint32_t got, pack_len;
+};
+
+struct flight_bucket {
+	struct silt_lock lock;
+	struct flight *first;
+	uint64_t hot_pack; /* the pack of the last miss here */
+	uint64_t hot_since;
+	unsigned hot_misses;
+};
+
+struct decoder {
+	struct decoder *next;
+	ZSTD_DCtx *zd;
+	uint8_t raw[PACK_FRAME_RAW];
+};
+
+struct index_load {
+	struct job job; /* first */
+	struct index_load *next;
+	uint64_t pack;
+	struct read_op *waiting;
+};
+
+struct fetch {
+	struct store *store;
+	struct tier *tier;
+	struct silt_log *log;
+	struct silt_metrics *metrics;
+	uint64_t volume;
+	struct frame_memory *memory;
+	struct index_cache indexes;
+	struct flight_bucket buckets[FLIGHT_BUCKETS];
+
+	struct silt_lock load_lock;
+	struct index_load *loads;
+
+	struct silt_lock decoder_lock;
+	struct decoder *decoders;
+
+	struct silt_lock queue_lock;
+	struct silt_cond queue_cond;
+	struct job_list urgent, background;
+	unsigned running_background, background_most;
+	bool stop;
+	pthread_t *threads;
+	unsigned nthreads;
+
+	atomic_ulong inserting; /* bytes of packs waiting for the SSD */
+
+	/* Reads and jobs not finished; fetch_close() waits for none. */
+	atomic_ulong busy;
+	bool idle; /* under idle_lock */
+	struct silt_lock idle_lock;
+	struct silt_cond idle_cond;
+};
+
+/* --- fetch.c: life, jobs, decoders ---------------------------------------------------------------
+ */
+void fetch_enter(struct fetch *f);
+void fetch_leave(struct fetch *f);
+/* Hands over a job whose owner called fetch_enter() for it. */
+void fetch_submit(struct fetch *f, struct job *j, bool urgent);
+unsigned fetch_background_waiting(struct fetch *f);
+struct decoder *decoder_get(struct fetch *f); /* NULL: out of memory */
+void decoder_put(struct fetch *f, struct decoder *d);
+
+/* --- fetch_read.c --------------------------------------------------------------------------------
+ */
+
+/* Checks the frame that `n` bytes at `data` should begin with, and answers the want from it: copies
+ * its part to dst, maybe keeps the frame in memory. -EBADMSG: it is not that frame, sound. */
+int want_decode(struct frame_want *w, const uint8_t *data, size_t n);
+void want_answer(struct frame_want *w, int err);
+
+/* Starts (or starts again) a read whose pack's index is here now; answers it. */
+void read_with_index(struct read_op *op, const struct pack_index *ix);
+void read_fail(struct read_op *op, int err);
+
+/* --- fetch_load.c: indexes -----------------------------------------------------------------------
+ */
+void index_wanted(struct read_op *op);
+
+/* --- fetch_flight.c ------------------------------------------------------------------------------
+ */
+
+/* Brings a want's bytes from the store. 0: answered into dst already; -EINPROGRESS; or an error
+ * (logged). */
+int flight_join(struct frame_want *w);
+struct flight_bucket *flight_bucket_of(struct fetch *f, uint64_t pack);
+
+/* GETs fl's range. 0 or a negative errno, logged. */
+int flight_get(struct fetch *f, struct flight *fl);
+
+/* The bytes are here: lets readers have them, answers those that waited. */
+void flight_serve(struct fetch *f, struct flight *fl);
+
+/* Marks the bytes as wrong; waiting frames get a flight of their own. */
+void flight_spoil(struct fetch *f, struct flight *fl);
+
+/* Out of the bucket; fails wants that still wait with `err`. Gives the pack_wants. */
+struct pack_waiter *flight_land(struct fetch *f, struct flight *fl, int err);
+void flight_unref(struct fetch *f, struct flight *fl);
+
+/* Verified frames from byte `at` of the flight's data on go to memory. */
+void flight_remember(struct fetch *f, struct flight *fl, uint32_t at);
+
+/* --- fetch_pack.c --------------------------------------------------------------------------------
+ */
+
+/* Wants the whole pack on the SSD; `w` (may be NULL) is answered then. */
+void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep);
