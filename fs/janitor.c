@@ -1,0 +1,232 @@
+/* The one helper thread of a mount. It answers interrupted requests, starts and ends the service:
+ *
+ * - A request whose caller got a signal is watched every TICK_MS. It is answered with EINTR when its
+ *   caller is being killed (SIGKILL is pending), or after a grace period that a healthy Redis or object
+ *   store never needs: programs that get SIGALRM, SIGCHLD or a profiler's signals don't expect EINTR
+ *   of stat(2) or unlink(2), but nothing may hang for good. Flushes get longer: an EINTR there makes
+ *   the caller wonder about its data.
+ * - After INIT: raises the mount's read-ahead (root only) and calls the owner's ready().
+ * - fs_stop(): libfuse's loop looks at its exit flag only when it is woken; a request of our own wakes
+ *   it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "fs/fs_impl.h"
+#include "meta/cleanup.h"
+
+#define TICK_MS	       50
+#define GRACE_NS       ((uint64_t)2 * 1000000000u)
+#define GRACE_FLUSH_NS ((uint64_t)30 * 1000000000u)
+#define READAHEAD_KB   "1024"
+
+struct watched {
+	struct request *r;
+	uint64_t serial, since;
+};
+
+struct janitor {
+	struct fs *fs;
+	pthread_t thread;
+	int wake; /* eventfd */
+	atomic_bool stop, ready, quit;
+	struct silt_lock lock; /* what follows */
+	struct watched *v;
+	size_t n, cap;
+};
+
+static void wake(struct janitor *j)
+{
+	uint64_t one = 1;
+	ssize_t n = write(j->wake, &one, sizeof(one));
+	(void)n;
+}
+
+void janitor_stop(struct janitor *j)
+{
+	atomic_store(&j->stop, true);
+	wake(j);
+}
+
+void janitor_ready(struct janitor *j)
+{
+	atomic_store(&j->ready, true);
+	wake(j);
+}
+
+void janitor_interrupted(struct fs *fs, struct request *r, uint64_t serial)
+{
+	struct janitor *j = fs->janitor;
+	silt_lock(&j->lock);
+	if (j->n == j->cap) {
+		size_t cap = j->cap ? j->cap * 2 : 64;
+		struct watched *v = realloc(j->v, cap * sizeof(*v));
+		if (v) {
+			j->v = v;
+			j->cap = cap;
+		}
+	}
+	if (j->n < j->cap)
+		j->v[j->n++] = (struct watched){ r, serial, silt_now_ns() };
+	silt_unlock(&j->lock);
+	wake(j);
+}
+
+/* Is SIGKILL on its way to this thread? A fatal signal with default action counts: the kernel turns it
+ * into SIGKILL for every thread. */
+static bool being_killed(pid_t tid)
+{
+	char path[64], line[256];
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
+	SILT_FCLOSE FILE *f = tid > 0 ? fopen(path, "re") : NULL;
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f)) {
+		uint64_t mask;
+		if (sscanf(line, "SigPnd: %" SCNx64, &mask) == 1 ||
+		    sscanf(line, "ShdPnd: %" SCNx64, &mask) == 1)
+			if (mask & ((uint64_t)1 << (SIGKILL - 1)))
+				return true;
+	}
+	return false;
+}
+
+static bool is_over(const struct watched *w, uint64_t now)
+{
+	bool flush = w->r->kind == KIND_FLUSH || w->r->kind == KIND_FSYNC;
+	return now - w->since > (flush ? GRACE_FLUSH_NS : GRACE_NS) || being_killed(w->r->pid);
+}
+
+/* Looks at every watched request once; returns how many are left. */
+static size_t tick(struct janitor *j)
+{
+	struct watched todo[32];
+	size_t ntodo = 0, left;
+	uint64_t now = silt_now_ns();
+	silt_lock(&j->lock);
+	for (size_t i = 0; i < j->n;) {
+		struct watched *w = &j->v[i];
+		bool open = atomic_load(&w->r->claim) == w->serial * 2;
+		if (open && (ntodo == 32 || !is_over(w, now))) {
+			i++;
+			continue;
+		}
+		if (open)
+			todo[ntodo++] = *w;
+		*w = j->v[--j->n];
+	}
+	left = j->n;
+	silt_unlock(&j->lock);
+	/* Not under the lock: libfuse holds its own when it calls janitor_interrupted(). */
+	for (size_t i = 0; i < ntodo; i++) {
+		struct request *r = todo[i].r;
+		fuse_req_t req = atomic_load(&r->req);
+		if (req && request_claim_serial(r, todo[i].serial))
+			fuse_reply_err(req, EINTR);
+	}
+	return left;
+}
+
+/* The device number of the mount, from mountinfo: a stat() would be a request to ourselves. */
+static bool mount_device(const char *mountpoint, char dev[32])
+{
+	SILT_FCLOSE FILE *f = fopen("/proc/self/mountinfo", "re");
+	SILT_FREE char *line = NULL;
+	size_t cap = 0;
+	bool found = false;
+	while (f && getline(&line, &cap, f) > 0) {
+		char d[32], where[4096];
+		if (sscanf(line, "%*d %*d %31s %*s %4095s", d, where) == 2 &&
+		    !strcmp(where, mountpoint)) {
+			memcpy(dev, d, sizeof(d)); /* the last one is on top */
+			found = true;
+		}
+	}
+	return found;
+}
+
+/* The kernel caps read-ahead at 128 KiB for FUSE unless it is raised from outside. */
+static void raise_readahead(struct fs *fs)
+{
+	char dev[32], path[96];
+	if (!mount_device(fs->mountpoint, dev))
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%s/read_ahead_kb", dev);
+	SILT_FCLOSE FILE *f = fopen(path, "we");
+	if (f && fputs(READAHEAD_KB, f) >= 0 && fflush(f) == 0) {
+		size_t n = strlen(fs->features);
+		snprintf(fs->features + n, sizeof(fs->features) - n, " readahead=" READAHEAD_KB "k");
+	}
+}
+
+static void *janitor_run(void *arg)
+{
+	struct janitor *j = arg;
+	struct fs *fs = j->fs;
+	size_t left = 0;
+	while (!atomic_load(&j->quit)) {
+		struct pollfd p = { .fd = j->wake, .events = POLLIN };
+		uint64_t n;
+		if (poll(&p, 1, left ? TICK_MS : -1) > 0 && read(j->wake, &n, sizeof(n)) < 0)
+			continue;
+		left = tick(j);
+		if (atomic_exchange(&j->ready, false)) {
+			raise_readahead(fs);
+			silt_info(fs->cfg.log, "serving %s:%s", fs->mountpoint, fs->features);
+			if (fs->cfg.ready)
+				fs->cfg.ready(fs->cfg.ready_arg, fs->features);
+		}
+		if (atomic_exchange(&j->stop, false) && !atomic_load(&j->quit)) {
+			char value[8];
+			ssize_t rc = lgetxattr(fs->mountpoint, FS_XATTR_INODE, value, sizeof(value));
+			(void)rc;
+		}
+	}
+	return NULL;
+}
+
+int janitor_open(struct fs *fs, struct janitor **out)
+{
+	struct janitor *j = calloc(1, sizeof(*j));
+	if (!j)
+		return -ENOMEM;
+	j->fs = fs;
+	silt_lock_init(&j->lock);
+	j->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int rc = j->wake < 0 ? errno : 0;
+	if (!rc) {
+		/* Signals are for the threads of the daemon's owner. */
+		sigset_t all, old;
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &old);
+		rc = pthread_create(&j->thread, NULL, janitor_run, j);
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	}
+	if (rc) {
+		if (j->wake >= 0)
+			close(j->wake);
+		free(j);
+		return -rc;
+	}
+	*out = j;
+	return 0;
+}
+
+void janitor_close(struct janitor *j)
+{
+	if (!j)
+		return;
+	atomic_store(&j->quit, true);
+	wake(j);
+	pthread_join(j->thread, NULL);
+	close(j->wake);
+	silt_lock_destroy(&j->lock);
+	free(j->v);
+	free(j);
+}

@@ -1,0 +1,213 @@
+/* Operations on names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK, FORGET.
+ *
+ * Each is one Redis call. A name's last removal deletes the inode, unless it is open: the functions
+ * keep the inode when they are told that it may be open here (`keep_open`: anything is open on this
+ * mount), and the reply says whether the name was the last one. Then either the inode has a node here
+ * and goes with its last handle, or it is released at once. */
+#include <errno.h>
+#include <string.h>
+
+#include "fs/fs_impl.h"
+
+static bool anything_open(struct fs *fs)
+{
+	return atomic_load(&fs->nodes.open_nodes) > 0;
+}
+
+static void released(void *arg, const struct meta_reply *reply)
+{
+}
+
+void fs_deleted(struct fs *fs, silt_ino ino)
+{
+	struct node *n = node_get(fs, ino);
+	fresh_drop(&fs->fresh, ino);
+	if (!n) {
+		meta_release_deleted(fs->cfg.meta, ino, released, NULL);
+		return;
+	}
+	silt_lock(&n->lock);
+	n->deleted = true;
+	n->attr.nlink = 0;
+	silt_unlock(&n->lock);
+	node_put(fs, n);
+}
+
+/* Answers with the entry of the reply's inode. */
+static void entry_done(void *arg, const struct meta_reply *reply)
+{
+	struct request *r = arg;
+	struct fs *fs = r->fs;
+	if (reply->err) {
+		request_end_err(r, reply->err);
+		return;
+	}
+	struct silt_inode inode = reply->inode;
+	struct fuse_entry_param e;
+	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
+		fresh_put(&fs->fresh, r->pid, &inode);
+	fs_overlay(fs, &inode);
+	fs_fill_entry(fs, &inode, false, &e);
+	if (request_claim(r))
+		fuse_reply_entry(r->req, &e);
+	request_free(r);
+}
+
+void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct request *r = request_begin(req, KIND_LOOKUP, parent);
+	if (!r)
+		return;
+	request_arm(r);
+	meta_lookup(r->fs->cfg.meta, parent, name, strlen(name), entry_done, r);
+}
+
+/* Node ids are inode numbers: there is nothing to forget. */
+void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
+{
+	fs_count(fuse_req_userdata(req), KIND_FORGET);
+	fuse_reply_none(req);
+}
+
+void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *v)
+{
+	fs_count(fuse_req_userdata(req), KIND_FORGET);
+	fuse_reply_none(req);
+}
+
+static void make(fuse_req_t req, enum fuse_kind kind, fuse_ino_t parent, const char *name,
+		 mode_t mode, dev_t rdev, const char *target)
+{
+	struct request *r = request_begin(req, kind, parent);
+	if (!r)
+		return;
+	struct meta_make how = { .mode = mode, .uid = r->uid, .gid = r->gid,
+				 .rdev = (uint32_t)rdev, .target = target,
+				 .target_len = target ? strlen(target) : 0, .now = fs_now() };
+	if (how.target_len > SILT_SYMLINK_MAX) {
+		request_end_err(r, -ENAMETOOLONG);
+		return;
+	}
+	request_arm(r);
+	meta_make(r->fs->cfg.meta, parent, name, strlen(name), &how, entry_done, r);
+}
+
+void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+	make(req, KIND_MKNOD, parent, name, mode, rdev, NULL);
+}
+
+void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	make(req, KIND_MKDIR, parent, name, S_IFDIR | (mode & 07777), 0, NULL);
+}
+
+void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	make(req, KIND_SYMLINK, parent, name, S_IFLNK | 0777, 0, target);
+}
+
+void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
+{
+	struct request *r = request_begin(req, KIND_LINK, ino);
+	if (!r)
+		return;
+	request_arm(r);
+	meta_link(r->fs->cfg.meta, ino, parent, name, strlen(name), fs_now(), entry_done, r);
+}
+
+/* --- removal --------------------------------------------------------------------------------------*/
+
+static void plain_done(void *arg, const struct meta_reply *reply)
+{
+	request_end_err(arg, reply->err);
+}
+
+static void unlink_done(void *arg, const struct meta_reply *reply)
+{
+	struct request *r = arg;
+	struct fs *fs = r->fs;
+	const struct silt_inode *inode = &reply->inode;
+	bool known = !reply->err && inode->attr.ino != 0;
+	if (known && inode->attr.nlink == 0 && r->flags) {
+		fs_deleted(fs, inode->attr.ino);
+	} else if (known) {
+		struct silt_inode copy = *inode; /* other names see the new link count */
+		fs_overlay(fs, &copy);
+	}
+	request_end_err(r, reply->err);
+}
+
+void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct request *r = request_begin(req, KIND_UNLINK, parent);
+	if (!r)
+		return;
+	bool keep = anything_open(r->fs);
+	r->flags = keep;
+	request_arm(r);
+	meta_unlink(r->fs->cfg.meta, parent, name, strlen(name), keep, fs_now(), unlink_done, r);
+}
+
+void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct request *r = request_begin(req, KIND_RMDIR, parent);
+	if (!r)
+		return;
+	request_arm(r);
+	meta_rmdir(r->fs->cfg.meta, parent, name, strlen(name), fs_now(), plain_done, r);
+}
+
+/* --- rename ---------------------------------------------------------------------------------------*/
+
+static void rename_done(void *arg, const struct meta_reply *reply)
+{
+	struct request *r = arg;
+	if (!reply->err && reply->replaced && reply->replaced_nlink == 0 && r->flags)
+		fs_deleted(r->fs, reply->replaced);
+	request_end_err(r, reply->err);
+}
+
+void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	       const char *newname, unsigned flags)
+{
+	struct request *r = request_begin(req, KIND_RENAME, parent);
+	if (!r)
+		return;
+	if (flags & ~(unsigned)(META_RENAME_NOREPLACE | META_RENAME_EXCHANGE)) {
+		request_end_err(r, -EINVAL);
+		return;
+	}
+	bool keep = anything_open(r->fs);
+	r->flags = keep;
+	request_arm(r);
+	meta_rename(r->fs->cfg.meta, parent, name, strlen(name), newparent, newname, strlen(newname),
+		    flags, keep, fs_now(), rename_done, r);
+}
+
+/* --- symbolic links -------------------------------------------------------------------------------*/
+
+static void readlink_done(void *arg, const struct meta_reply *reply)
+{
+	struct request *r = arg;
+	if (reply->err) {
+		request_end_err(r, reply->err);
+		return;
+	}
+	char target[SILT_SYMLINK_MAX + 1];
+	size_t len = reply->len < sizeof(target) ? reply->len : sizeof(target) - 1;
+	memcpy(target, reply->data, len);
+	target[len] = '\0';
+	if (request_claim(r))
+		fuse_reply_readlink(r->req, target);
+	request_free(r);
+}
+
+void op_readlink(fuse_req_t req, fuse_ino_t ino)
+{
+	struct request *r = request_begin(req, KIND_READLINK, ino);
+	if (!r)
+		return;
+	request_arm(r);
+	meta_readlink(r->fs->cfg.meta, ino, readlink_done, r);
+}

@@ -1,0 +1,70 @@
+/* What libfuse 3.14 doesn't know of the kernel's protocol, done between libfuse and the device.
+ *
+ * FUSE_HANDLE_KILLPRIV_V2: without it the kernel asks for the attribute security.capability before
+ * every write(2), a round trip to this daemon; with it the daemon promises to drop set-id bits
+ * whenever bytes or the owner change, and the kernel says with each request whether the caller's
+ * privileges ask for that. The flag is added to the answer to INIT when the kernel offers it; the bit
+ * of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread. */
+#include <errno.h>
+#include <linux/fuse.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "fs/fs_impl.h"
+
+#ifndef FUSE_HANDLE_KILLPRIV_V2
+#define FUSE_HANDLE_KILLPRIV_V2 (1 << 28)
+#endif
+#ifndef FATTR_KILL_SUIDGID
+#define FATTR_KILL_SUIDGID (1 << 11)
+#endif
+
+static __thread bool kill_suid; /* of the request being handled by this thread */
+
+bool transport_kill_suid(void)
+{
+	return kill_suid;
+}
+
+static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
+{
+	struct fs *fs = userdata;
+	ssize_t n = read(fd, buf, len);
+	if (n < (ssize_t)sizeof(struct fuse_in_header))
+		return n;
+	const struct fuse_in_header *in = buf;
+	const void *arg = in + 1;
+	size_t arg_len = (size_t)n - sizeof(*in);
+	kill_suid = false;
+	if (in->opcode == FUSE_SETATTR && arg_len >= sizeof(struct fuse_setattr_in)) {
+		const struct fuse_setattr_in *set = arg;
+		kill_suid = set->valid & FATTR_KILL_SUIDGID;
+	} else if (in->opcode == FUSE_INIT && arg_len >= 16) {
+		const struct fuse_init_in *init = arg;
+		fs->init_unique = in->unique;
+		fs->init_flags = init->flags;
+	}
+	return n;
+}
+
+static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
+{
+	struct fs *fs = userdata;
+	const struct fuse_out_header *out = iov[0].iov_base;
+	if (fs->init_unique && out->unique == fs->init_unique && out->error == 0) {
+		fs->init_unique = 0;
+		if (count == 2 && iov[1].iov_len >= offsetof(struct fuse_init_out, max_write)) {
+			struct fuse_init_out *init = iov[1].iov_base;
+			init->flags |= fs->init_flags & FUSE_HANDLE_KILLPRIV_V2;
+		}
+		janitor_ready(fs->janitor);
+	}
+	return writev(fd, iov, count);
+}
+
+int transport_attach(struct fs *fs)
+{
+	static const struct fuse_custom_io io = { .read = read_request, .writev = write_reply };
+	return fuse_session_custom_io(fs->se, &io, fuse_session_fd(fs->se));
+}
