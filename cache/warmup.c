@@ -353,8 +353,7 @@ static int run_loop(struct warmup *r, bool fetch)
 	}
 }
 
-/* --- Verifying and naming
- * ------------------------------------------------------------------------- */
+/* --- Verifying and naming --------------------------------------------------------------- */
 
 static bool is_full(struct warmup *r, uint64_t pack)
 {

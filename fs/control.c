@@ -49,8 +49,7 @@ uint64_t control_started_ns(const struct control *c)
 	return c->started_ns;
 }
 
-/* --- Replies (worker threads)
- * --------------------------------------------------------------------- */
+/* --- Replies (worker threads) ----------------------------------------------------------- */
 
 static bool send_all(struct client *cl, const char *data, size_t len)
 {
@@ -91,8 +90,7 @@ void client_done(struct client *cl, struct json_object *o, const char *error)
 	client_send(cl, o);
 }
 
-/* --- Clients (poll thread)
- * ------------------------------------------------------------------------ */
+/* --- Clients (poll thread) -------------------------------------------------------------- */
 
 static void wake(struct control *c)
 {
@@ -254,8 +252,7 @@ static void *serve(void *arg)
 	return NULL;
 }
 
-/* --- Opening and closing
- * -------------------------------------------------------------------------- */
+/* --- Opening and closing ---------------------------------------------------------------- */
 
 static bool somebody_answers(const struct sockaddr_un *sa)
 {

@@ -33,8 +33,7 @@ static void add_hex(struct json_object *o, const char *name, uint64_t v)
 	add_text(o, name, text);
 }
 
-/* --- status
- * --------------------------------------------------------------------------------------- */
+/* --- status ----------------------------------------------------------------------------- */
 
 static struct json_object *volume_json(const struct meta_volume *v)
 {
@@ -107,8 +106,7 @@ static void cmd_status(struct client *cl, struct json_object *request)
 	client_done(cl, o, "");
 }
 
-/* --- warmup and drop
- * ------------------------------------------------------------------------------ */
+/* --- warmup and drop -------------------------------------------------------------------- */
 
 /* The "inodes" of a request, malloced; NULL after an error was sent. */
 static silt_ino *request_inodes(struct client *cl, struct json_object *request, size_t *n)
@@ -218,8 +216,7 @@ static void cmd_drop(struct client *cl, struct json_object *request)
 	run_warmup(cl, request, true);
 }
 
-/* --- slots
- * ---------------------------------------------------------------------------------------- */
+/* --- slots ------------------------------------------------------------------------------ */
 
 struct slot_list {
 	struct cache_slot_info *v;
@@ -263,8 +260,7 @@ static void cmd_slots(struct client *cl, struct json_object *request)
 	client_done(cl, NULL, rc < 0 ? strerror(-rc) : "");
 }
 
-/* --- info
- * ------------------------------------------------------------------------------------------ */
+/* --- info ------------------------------------------------------------------------------- */
 
 static void add_extents(struct client *cl, struct json_object *list, const struct silt_extent *v,
                         size_t n)
@@ -363,8 +359,7 @@ static void cmd_info(struct client *cl, struct json_object *request)
 		client_done(cl, NULL, rc < 0 ? strerror(-rc) : "");
 }
 
-/* --- Dispatch
- * ------------------------------------------------------------------------------------- */
+/* --- Dispatch --------------------------------------------------------------------------- */
 
 static const struct {
 	const char *name;

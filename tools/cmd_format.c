@@ -1,10 +1,9 @@
 /* siltfs format: makes a volume.
  *
- * Order: Redis is reached (local: started), the store is checked by writing, reading and deleting
- * an object, the marker is put with a condition (the one step that settles who owns NAME in the
- * bucket), and last the metadata is created, in one server-side call. Whatever fails takes the
- * marker away again, so that a failed format can be repeated. Credentials are used and never
- * stored. */
+ * Order: the store is checked by writing, reading and deleting an object, the marker is put with a
+ * condition (the one step that settles who owns NAME in the bucket), and last the metadata is
+ * created, in one server-side call. Whatever fails takes the marker away again, so that a failed
+ * format can be repeated. Credentials are used and never stored. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -53,14 +52,13 @@ struct format {
 	char *storage, *bucket, *region;
 	const char *name;
 	bool create_bucket;
-	struct volume where;
+	struct meta_address address;
 	struct store *store;
 	bool marked, made_dir;
 	char dir[4096]; /* of the objects of a file store */
 };
 
-/* --- Arguments
- * ------------------------------------------------------------------------------------ */
+/* --- Arguments -------------------------------------------------------------------------- */
 
 static bool name_is_good(const char *name)
 {
@@ -134,8 +132,7 @@ static int settle_store(struct format *f, const char *address)
 	return CLI_OK;
 }
 
-/* --- Steps
- * ---------------------------------------------------------------------------------------- */
+/* --- Steps ------------------------------------------------------------------------------ */
 
 /* The directory of a file store: its parent, the bucket, has to be there unless it may be made. */
 static int prepare_directory(struct format *f, struct silt_err *err)
@@ -144,7 +141,7 @@ static int prepare_directory(struct format *f, struct silt_err *err)
 	bool relative = strncmp(f->bucket, "./", 2) == 0;
 	char bucket[4000];
 
-	snprintf(bucket, sizeof(bucket), "%s%s%s", relative ? f->where.address.path : "",
+	snprintf(bucket, sizeof(bucket), "%s%s%s", relative ? f->address.path : "",
 	         relative ? "/" : "", relative ? f->bucket + 2 : f->bucket);
 	snprintf(f->dir, sizeof(f->dir), "%s/%s", bucket, f->name);
 	if (!f->create_bucket && stat(bucket, &st) < 0)
@@ -158,7 +155,7 @@ static int prepare_directory(struct format *f, struct silt_err *err)
 
 static int prepare_store(struct format *f, struct silt_err *err)
 {
-	int rc = volume_open_store(&f->where, &f->cfg, f->storage, f->bucket, f->region, f->name,
+	int rc = volume_open_store(&f->address, &f->cfg, f->storage, f->bucket, f->region, f->name,
 	                           &f->store, err);
 	if (rc < 0)
 		return rc;
@@ -200,8 +197,7 @@ static int put_marker(struct format *f, struct silt_err *err)
 
 static void print_server(const struct format *f, const struct meta_server_info *s)
 {
-	printf("Redis %s at %s: answers in %.2f ms\n", s->version, f->where.address.shown,
-	       s->ping_ms);
+	printf("Redis %s at %s: answers in %.2f ms\n", s->version, f->address.shown, s->ping_ms);
 	printf("  append-only file %s, fsync %s; maxmemory-policy %s\n",
 	       s->append_only ? "on" : "off", s->fsync, s->policy);
 	printf("  listpack: %u entries, values to %u bytes%s\n", s->listpack_entries,
@@ -221,11 +217,11 @@ static void print_server(const struct format *f, const struct meta_server_info *
 static int run_steps(struct format *f, const char *address, struct silt_err *err)
 {
 	struct meta_server_info info = { 0 };
-	int rc = volume_resolve(address, true, f->cfg.log, &f->where, err);
+	int rc = meta_address_parse(address, &f->address, err);
 
 	if (rc < 0 || (rc = prepare_store(f, err)) < 0 || (rc = put_marker(f, err)) < 0)
 		return rc;
-	rc = meta_format(&f->where.server, &f->volume, getuid(), getgid(), f->cfg.log, &info, err);
+	rc = meta_format(&f->address, &f->volume, getuid(), getgid(), f->cfg.log, &info, err);
 	if (rc < 0)
 		return rc;
 	f->marked = f->made_dir = false; /* they stay */
@@ -233,7 +229,7 @@ static int run_steps(struct format *f, const char *address, struct silt_err *err
 	printf("Volume %s (id %016" PRIx64 "): %u shard%s, %s\n", f->name, f->volume.id,
 	       f->volume.shards, f->volume.shards == 1 ? "" : "s",
 	       f->volume.compress_level ? "zstd" : "no compression");
-	printf("Mount it: siltfs mount %s MOUNTPOINT\n", f->where.address.shown);
+	printf("Mount it: siltfs mount %s MOUNTPOINT\n", f->address.shown);
 	return 0;
 }
 
@@ -269,7 +265,7 @@ static int format(struct format *f, const char *address)
 	}
 	if (f->store)
 		store_close(f->store);
-	volume_release(&f->where);
+	meta_address_free(&f->address);
 	return rc < 0 ? CLI_FAILED : CLI_OK;
 }
 

@@ -48,8 +48,7 @@ struct mount {
 	struct fs *fs;
 };
 
-/* --- Signals
- * -------------------------------------------------------------------------------------- */
+/* --- Signals ---------------------------------------------------------------------------- */
 
 /* A signal handler gets no context, so this one is shared by the process. */
 static struct fs *_Atomic signalled_fs;
@@ -74,8 +73,7 @@ static void catch_signals(void)
 	sigaction(SIGPIPE, &ignore, NULL);
 }
 
-/* --- Telling the parent
- * ---------------------------------------------------------------------------- */
+/* --- Telling the parent ----------------------------------------------------------------- */
 
 static void report(struct mount *m, const char *text)
 {
@@ -109,8 +107,7 @@ static void on_ready(void *arg, const char *features)
 		leave_terminal();
 }
 
-/* --- The daemon
- * ------------------------------------------------------------------------------------ */
+/* --- The daemon ------------------------------------------------------------------------- */
 
 static int open_log(struct mount *m, struct silt_err *err)
 {
@@ -287,8 +284,7 @@ static int serve(struct mount *m)
 	return rc < 0 ? CLI_FAILED : CLI_OK;
 }
 
-/* --- The parent
- * ------------------------------------------------------------------------------------ */
+/* --- The parent ------------------------------------------------------------------------- */
 
 static int wait_for_daemon(int fd, pid_t pid)
 {
@@ -341,8 +337,7 @@ static int start_daemon(struct mount *m)
 	exit(serve(m));
 }
 
-/* --- Arguments
- * ------------------------------------------------------------------------------------- */
+/* --- Arguments -------------------------------------------------------------------------- */
 
 static void help(void)
 {

@@ -48,8 +48,7 @@ struct warmup_command {
 	int status;
 };
 
-/* --- Paths
- * ---------------------------------------------------------------------------------------- */
+/* --- Paths ------------------------------------------------------------------------------ */
 
 static int add_path(struct warmup_command *c, const char *path)
 {
@@ -96,8 +95,7 @@ static int by_socket(const void *a, const void *b)
 	return strcmp(((const struct root *)a)->socket, ((const struct root *)b)->socket);
 }
 
-/* --- Replies
- * -------------------------------------------------------------------------------------- */
+/* --- Replies ---------------------------------------------------------------------------- */
 
 static struct json_object *member(struct json_object *o, const char *name)
 {
@@ -194,8 +192,7 @@ static int on_line(void *arg, struct json_object *line)
 	return 0;
 }
 
-/* --- One mount
- * ------------------------------------------------------------------------------------ */
+/* --- One mount -------------------------------------------------------------------------- */
 
 static int ask(struct warmup_command *c, size_t first, size_t n)
 {

@@ -136,8 +136,7 @@ int control_socket_path(char *out, size_t size, struct silt_err *err)
 	return 0;
 }
 
-/* --- Mount points
- * --------------------------------------------------------------------------------- */
+/* --- Mount points ----------------------------------------------------------------------- */
 
 /* Undoes the \ooo of mountinfo in place. */
 static void unescape(char *s)

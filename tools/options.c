@@ -91,8 +91,7 @@ const size_t option_count = sizeof(option_table) / sizeof(option_table[0]);
 
 static const char *const level_names[] = { "error", "warning", "info", "debug" };
 
-/* --- Values
- * --------------------------------------------------------------------------------------- */
+/* --- Values ----------------------------------------------------------------------------- */
 
 static int parse_number(const char *text, double *out, const char **end)
 {
@@ -236,8 +235,7 @@ static int set_value(struct mount_options *o, const struct option_def *def, cons
 	return -EINVAL;
 }
 
-/* --- Lists
- * ---------------------------------------------------------------------------------------- */
+/* --- Lists ------------------------------------------------------------------------------ */
 
 static const struct option_def *find_option(const char *name)
 {

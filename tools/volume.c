@@ -10,54 +10,10 @@
 
 #include "meta/cleanup.h"
 
-/* --- Addresses
- * ------------------------------------------------------------------------------------ */
-
-/* The private server of local:DIR as an address of its socket. */
-static int server_of_local(struct volume *v, struct silt_err *err)
-{
-	v->server.kind = META_ADDRESS_SOCKET;
-	v->server.path = strdup(meta_local_socket(v->local));
-	v->server.shown = strdup(v->address.shown);
-	return v->server.path && v->server.shown ? 0 : silt_fail(err, -ENOMEM, "out of memory");
-}
-
-int volume_resolve(const char *address, bool create, struct silt_log *log, struct volume *out,
-                   struct silt_err *err)
-{
-	struct volume v = { .log = log };
-	int rc = meta_address_parse(address, &v.address, err);
-
-	if (rc < 0)
-		return rc;
-	if (v.address.kind == META_ADDRESS_LOCAL) {
-		rc = meta_local_open(v.address.path, create, log, &v.local, err);
-		if (rc == 0)
-			rc = server_of_local(&v, err);
-	} else {
-		rc = meta_address_parse(address, &v.server, err);
-	}
-	if (rc < 0) {
-		volume_release(&v);
-		return rc;
-	}
-	*out = v;
-	return 0;
-}
-
-void volume_release(struct volume *v)
-{
-	meta_local_close(v->local);
-	meta_address_free(&v->server);
-	meta_address_free(&v->address);
-	memset(v, 0, sizeof(*v));
-}
-
-/* --- The store
- * ------------------------------------------------------------------------------------ */
+/* --- The store -------------------------------------------------------------------------- */
 
 /* The bucket with /NAME appended. */
-static char *bucket_of(const struct volume *v, const char *bucket, const char *name)
+static char *bucket_of(const struct meta_address *address, const char *bucket, const char *name)
 {
 	size_t len = strlen(bucket);
 	char *out;
@@ -65,18 +21,18 @@ static char *bucket_of(const struct volume *v, const char *bucket, const char *n
 
 	while (len > 1 && bucket[len - 1] == '/')
 		len--;
-	if (strncmp(bucket, "./", 2) == 0 && v->address.kind == META_ADDRESS_LOCAL)
-		n = asprintf(&out, "%s/%.*s/%s", v->address.path, (int)len - 2, bucket + 2, name);
+	if (strncmp(bucket, "./", 2) == 0 && address->kind == META_ADDRESS_LOCAL)
+		n = asprintf(&out, "%s/%.*s/%s", address->path, (int)len - 2, bucket + 2, name);
 	else
 		n = asprintf(&out, "%.*s/%s", (int)len, bucket, name);
 	return n < 0 ? NULL : out;
 }
 
-int volume_open_store(const struct volume *v, const struct volume_config *cfg, const char *kind,
-                      const char *bucket, const char *region, const char *name, struct store **out,
-                      struct silt_err *err)
+int volume_open_store(const struct meta_address *address, const struct volume_config *cfg,
+                      const char *kind, const char *bucket, const char *region, const char *name,
+                      struct store **out, struct silt_err *err)
 {
-	SILT_FREE char *where = bucket_of(v, bucket, name);
+	SILT_FREE char *where = bucket_of(address, bucket, name);
 	struct store_credentials keys = { 0 };
 	int rc;
 
@@ -100,8 +56,7 @@ int volume_open_store(const struct volume *v, const struct volume_config *cfg, c
 	return rc;
 }
 
-/* --- The marker
- * ----------------------------------------------------------------------------------- */
+/* --- The marker ------------------------------------------------------------------------- */
 
 int volume_read_marker(struct store *s, struct volume_marker *out, struct silt_err *err)
 {
@@ -161,13 +116,12 @@ static int check_marker(struct volume *v, struct silt_err *err)
 	return 0;
 }
 
-/* --- Opening
- * -------------------------------------------------------------------------------------- */
+/* --- Opening ---------------------------------------------------------------------------- */
 
 static int open_parts(struct volume *v, const struct volume_config *cfg, struct silt_err *err)
 {
 	struct meta_config mc = {
-		.address = &v->server,
+		.address = &v->address,
 		.log = cfg->log,
 		.metrics = cfg->metrics,
 		.wait_ms = cfg->wait_ms,
@@ -179,8 +133,8 @@ static int open_parts(struct volume *v, const struct volume_config *cfg, struct 
 	if (rc < 0 || !cfg->want_store)
 		return rc;
 	const struct meta_volume *mv = meta_volume(v->meta);
-	rc = volume_open_store(v, cfg, mv->storage, mv->bucket, mv->region, mv->name, &v->store,
-	                       err);
+	rc = volume_open_store(&v->address, cfg, mv->storage, mv->bucket, mv->region, mv->name,
+	                       &v->store, err);
 	return rc < 0 ? rc : check_marker(v, err);
 }
 
@@ -191,7 +145,7 @@ int volume_open(const struct volume_config *cfg, struct volume **out, struct sil
 
 	if (!v)
 		return silt_fail(err, -ENOMEM, "out of memory");
-	rc = volume_resolve(cfg->address, false, cfg->log, v, err);
+	rc = meta_address_parse(cfg->address, &v->address, err);
 	if (rc == 0)
 		rc = open_parts(v, cfg, err);
 	if (rc < 0) {
@@ -210,6 +164,6 @@ void volume_close(struct volume *v)
 		store_close(v->store);
 	if (v->meta)
 		meta_close(v->meta);
-	volume_release(v);
+	meta_address_free(&v->address);
 	free(v);
 }
