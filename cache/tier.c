@@ -287,7 +287,7 @@ void tier_look(struct tier *t, uint64_t pack, struct tier_pack *out)
 		}
 		silt_unlock(l);
 	}
-	if (p.pieces == 0)
+	if (p.pieces == 0 || atomic_load(&t->out))
 		p = (struct tier_pack){ 0 };
 	p.verified = p.verified && p.full;
 	*out = p;

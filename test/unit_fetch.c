@@ -538,6 +538,24 @@ static void test_misses_of_one_range_share_a_get(void **state)
 	free(got);
 }
 
+static void test_fetches_of_one_pack_share_a_get(void **state)
+{
+	struct fixture *f = *state;
+	struct wait w[20];
+	uint64_t bytes[20] = { 0 };
+	make_small(f, 10, 3);
+	open_cache(f, 16, 0);
+	for (unsigned i = 0; i < 20; i++) {
+		wait_init(&w[i]);
+		fetch_pack(f->fetch, 10, &bytes[i], on_done, &w[i]);
+	}
+	for (unsigned i = 0; i < 20; i++) {
+		assert_int_equal(wait_end(&w[i]), 0);
+		assert_int_equal(bytes[i], bytes[0]);
+	}
+	assert_int_equal(metric(f, M_STORE_GETS), 1);
+}
+
 /* Scattered misses of one pack bring the whole pack. */
 static void test_hot_pack_comes_whole(void **state)
 {
@@ -645,6 +663,7 @@ int main(void)
 		T(test_fetch_pack),
 		T(test_fetch_pack_that_does_not_fit),
 		T(test_misses_of_one_range_share_a_get),
+		T(test_fetches_of_one_pack_share_a_get),
 		T(test_hot_pack_comes_whole),
 		T(test_prefetch_and_insert),
 		T(test_cache_smaller_than_the_data),

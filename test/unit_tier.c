@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cache/tier.h"
@@ -448,7 +449,60 @@ static void test_write_errors(void **state)
 	assert_int_equal(failed, 8);
 	assert_true(out > 0);
 	assert_int_equal(get(f->tier, 1, 0, 16, buf), -ENODEV);
+	struct tier_pack look;
+	tier_look(f->tier, 1, &look);
+	assert_false(look.full); /* nothing is served from here any more */
 	assert_int_equal(silt_metric_get(&f->metrics, M_SSD_ERRORS), 8);
+}
+
+/* Writes and evicts until it is killed; one byte into the pipe a round. */
+static void churn(struct fixture *f, int fd)
+{
+	struct silt_err err;
+	if (try_open(f, 8 * MIB, 7, &f->tier, &err) < 0)
+		_exit(1);
+	for (uint64_t pack = 1;; pack = pack % 30 + 1) {
+		put(f->tier, pack, MIB + 4000, 0, MIB + 4000);
+		if (pack % 7 == 0)
+			tier_drop_pack(f->tier, pack);
+		if (pack % 5 == 0)
+			tier_save(f->tier);
+		if (write(fd, "x", 1) != 1)
+			_exit(1);
+	}
+}
+
+/* kill -9 at any moment: what is found afterwards is right, and not nothing. */
+static void test_killed(void **state)
+{
+	struct fixture *f = *state;
+	unsigned found = 0;
+	for (unsigned round = 1; round <= 6; round++) {
+		int p[2];
+		char x;
+		assert_int_equal(pipe(p), 0);
+		pid_t child = fork();
+		if (child == 0)
+			churn(f, p[1]);
+		close(p[1]);
+		for (unsigned i = 0; i < 11 * round; i++)
+			assert_int_equal(read(p[0], &x, 1), 1);
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+		close(p[0]);
+		open_tier(f, 8);
+		uint8_t buf[1000];
+		for (uint64_t pack = 1; pack <= 30; pack++) {
+			for (uint32_t off = 0; off < MIB; off += SLOT_CHUNK - 1000) {
+				int rc = get(f->tier, pack, off, 1000, buf);
+				assert_true(rc == -ENOENT ||
+				            (rc == 0 && right(pack, off, 1000, buf)));
+				found += rc == 0;
+			}
+		}
+		close_tier(f);
+	}
+	assert_true(found > 0);
 }
 
 static int count_slots(void *arg, uint32_t slot, const struct slot_entry *e)
@@ -488,6 +542,7 @@ int main(void)
 		T(test_one_mount_a_directory),
 		T(test_no_room),
 		T(test_write_errors),
+		T(test_killed),
 		T(test_each),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
