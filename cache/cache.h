@@ -92,6 +92,9 @@ void cache_writers_add(struct cache *c, int delta);
 void cache_drain(struct cache *c);
 
 /* --- Whole packs (warmup, status, debug) -----------------------------------------------------------*/
+/* FULL: all of the pack is on the SSD and every frame of it was verified. A pack that came there in
+ * ranges, by reads, is PARTIAL until cache_fetch_pack() has verified it (it is then read back, not
+ * fetched again). */
 enum cache_pack_state { CACHE_PACK_ABSENT, CACHE_PACK_PARTIAL, CACHE_PACK_FULL };
 enum cache_pack_state cache_pack_state(struct cache *c, uint64_t pack);
 
