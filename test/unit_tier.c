@@ -10,8 +10,12 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -505,6 +509,40 @@ static void test_killed(void **state)
 	assert_true(found > 0);
 }
 
+/* In a child whose io_uring_setup() is refused, as container runtimes do. */
+static int without_uring(struct fixture *f)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = { .len = 4, .filter = code };
+	struct silt_err err;
+	uint8_t buf[1000];
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) < 0)
+		return 2;
+	if (try_open(f, 8 * MIB, 7, &f->tier, &err) < 0)
+		return 3;
+	bool ok = put(f->tier, 1, MIB, 0, MIB) == 0 && get(f->tier, 1, 5, 1000, buf) == 0 &&
+	          right(1, 5, 1000, buf);
+	tier_close(f->tier);
+	return ok ? 0 : 4;
+}
+
+static void test_io_uring_forbidden(void **state)
+{
+	int status;
+	pid_t child = fork();
+	if (child == 0)
+		_exit(without_uring(*state));
+	waitpid(child, &status, 0);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static int count_slots(void *arg, uint32_t slot, const struct slot_entry *e)
 {
 	assert_int_equal(e->pack, 9);
@@ -543,6 +581,7 @@ int main(void)
 		T(test_no_room),
 		T(test_write_errors),
 		T(test_killed),
+		T(test_io_uring_forbidden),
 		T(test_each),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
