@@ -300,7 +300,7 @@ static void last_log_line(struct meta_local *l, char *out, size_t size)
 		return;
 	tail[n] = '\0';
 	const char *line = strrchr(tail, '\n');
-	snprintf(out, size, "%s", line ? line + 1 : tail);
+	snprintf(out, size, "%.*s", (int)size - 1, line ? line + 1 : tail);
 }
 
 /* Waits until the server answers or its process is gone. */

@@ -239,8 +239,13 @@ static void undo(struct format *f)
 	if (f->marked && store_delete(f->store, VOLUME_MARKER, &err) < 0)
 		cli_fail(0, "%s at %s could not be removed: %s", VOLUME_MARKER,
 		         store_where(f->store), err.text);
-	if (f->made_dir)
-		rmdir(f->dir); /* stays if something is in it */
+	/* What the check left in a directory that we made; rmdir() keeps what is in use. */
+	static const char *const folders[] = { "/check", "/~tmp", "" };
+	for (int i = 0; f->made_dir && i < 3; i++) {
+		char path[sizeof(f->dir) + 8];
+		snprintf(path, sizeof(path), "%s%s", f->dir, folders[i]);
+		rmdir(path);
+	}
 }
 
 static int format(struct format *f, const char *address)

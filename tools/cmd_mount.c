@@ -100,8 +100,6 @@ static void leave_terminal(void)
 static void on_ready(void *arg, const char *features)
 {
 	struct mount *m = arg;
-	silt_info(m->log, "siltfs " SILT_VERSION " serves %s on %s (%s)", m->volume->address.shown,
-	          m->real, features ? features : "");
 	report(m, "R");
 	if (!m->foreground)
 		leave_terminal();
@@ -164,6 +162,8 @@ static int open_volume(struct mount *m, struct silt_err *err)
 	};
 	if ((rc = volume_open(&vc, &m->volume, err)) < 0)
 		return rc;
+	silt_info(m->log, "siltfs " SILT_VERSION ": volume %s at %s",
+	          meta_volume(m->volume->meta)->name, m->volume->address.shown);
 	return o->read_only ? 0 : store_check(m->volume->store, "check/", err);
 }
 

@@ -248,12 +248,12 @@ static const struct option_def *find_option(const char *name)
 /* A bound as a person would write it. */
 static const char *show_bound(const struct option_def *def, double v, char out[32])
 {
-	static const char suffixes[] = "KMGT";
+	static const char *const suffixes[] = { "", "K", "M", "G", "T" };
 	int power = 0;
 	if (def->type == OPTION_SIZE)
 		for (; power < 4 && v >= 1024; power++)
 			v /= 1024;
-	snprintf(out, 32, "%g%.*s", v, power ? 1 : 0, power ? &suffixes[power - 1] : "");
+	snprintf(out, 32, "%g%s", v, suffixes[power]);
 	return out;
 }
 
