@@ -1,0 +1,421 @@
+/* cache/warmup.c over a made-up volume and a made-up cache: what is fetched, retried, refused,
+ * counted and named. Replies come from another thread, as they do in life.
+ *
+ * The volume: directory 1 holds directories 10 .. 10+DIRS-1 and the entries of `extra`. Directory
+ * 10+d holds files f0 .. of inode 1000*(d+1)+i, 100 KiB each, ten files a pack of 1 MiB. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cache/warmup.h"
+#include "meta/lock.h"
+
+#define DIRS       3
+#define FILES      700 /* a directory: more than one page */
+#define PACKS      (DIRS * FILES / 10)
+#define FIRST_PACK 100
+#define BIG_INO    5 /* external map, two windows, packs 1 and 2 */
+#define FAR_INO    6 /* in another shard: no inode in the listing; pack 3 */
+#define GONE_INO   7 /* a directory that is removed while we walk */
+#define BAD_INO    8 /* a directory whose record is damaged */
+#define FILE_SIZE  (100u << 10)
+
+struct cache {
+	uint64_t total, used;
+	unsigned char full[FIRST_PACK + PACKS];
+	unsigned char fails[FIRST_PACK + PACKS]; /* how many fetches of a pack fail */
+	unsigned fetches;
+	uint64_t evict; /* is dropped when the last pack was fetched */
+};
+
+static struct cache fake;
+static char names[FILES][8];
+static bool with_bad;
+
+/* --- A thread that answers -------------------------------------------------------------- */
+
+struct answer {
+	void (*run)(struct answer *a);
+	meta_done done;
+	cache_done fetched;
+	void *arg;
+	silt_ino ino;
+	uint64_t at;
+	uint64_t *bytes;
+	struct answer *next;
+};
+
+static struct silt_lock lock;
+static struct silt_cond cond;
+static struct answer *answers;
+static bool stop;
+static pthread_t thread;
+
+static void *answerer(void *arg)
+{
+	silt_lock(&lock);
+	while (!stop || answers) {
+		struct answer *a = answers;
+		if (!a) {
+			silt_cond_wait(&cond, &lock);
+			continue;
+		}
+		answers = a->next;
+		silt_unlock(&lock);
+		a->run(a);
+		free(a);
+		silt_lock(&lock);
+	}
+	silt_unlock(&lock);
+	return NULL;
+}
+
+static void post(struct answer a)
+{
+	struct answer *copy = malloc(sizeof(a));
+	*copy = a;
+	silt_lock(&lock);
+	copy->next = answers;
+	answers = copy;
+	silt_cond_signal(&cond);
+	silt_unlock(&lock);
+}
+
+/* --- The volume ------------------------------------------------------------------------- */
+
+static void reply(struct answer *a, struct meta_reply r)
+{
+	a->done(a->arg, &r);
+}
+
+static struct silt_inode file_inode(silt_ino ino)
+{
+	struct silt_inode n = { .attr = { .ino = ino, .mode = S_IFREG | 0644, .nlink = 1 } };
+	n.attr.size = FILE_SIZE;
+	n.map = SILT_MAP_INLINE;
+	n.extent = (struct silt_extent){
+		.len = FILE_SIZE, .pack = 3, .pack_off = 48, .stored = FILE_SIZE
+	};
+	if (ino >= 1000) {
+		unsigned i = (unsigned)(ino % 1000) + (unsigned)(ino / 1000 - 1) * FILES;
+		n.extent.pack = FIRST_PACK + i / 10;
+		n.extent.pack_off = 48 + i % 10 * FILE_SIZE;
+	}
+	if (ino == BIG_INO) {
+		n.map = SILT_MAP_EXTERNAL;
+		n.attr.size = SILT_WINDOW + 10;
+	}
+	return n;
+}
+
+static void add_entry(struct meta_dirpage *p, const char *name, uint32_t type, silt_ino ino)
+{
+	struct meta_dirent *d = &p->v[p->n++];
+	*d = (struct meta_dirent){ .name = name,
+		                   .len = (uint16_t)strlen(name),
+		                   .type = type,
+		                   .ino = ino,
+		                   .has_inode = type == S_IFREG && ino != FAR_INO };
+	if (d->has_inode)
+		d->inode = file_inode(ino);
+}
+
+static void run_readdir(struct answer *a)
+{
+	static const char *const dirs[] = { "a", "b", "c" };
+	struct meta_dirpage *p = calloc(1, sizeof(*p) + 600 * sizeof(p->v[0]));
+	bool keep = false;
+
+	if (a->ino == GONE_INO || a->ino == BAD_INO) {
+		free(p);
+		reply(a, (struct meta_reply){ .err = a->ino == BAD_INO ? -EIO : -ENOENT });
+		return;
+	}
+	if (a->ino == 1) {
+		for (int i = 0; i < DIRS; i++)
+			add_entry(p, dirs[i], S_IFDIR, 10 + (silt_ino)i);
+		add_entry(p, "big", S_IFREG, BIG_INO);
+		add_entry(p, "far", S_IFREG, FAR_INO);
+		add_entry(p, "gone", S_IFDIR, GONE_INO);
+		add_entry(p, "link", S_IFLNK, 9);
+		if (with_bad)
+			add_entry(p, "bad", S_IFDIR, BAD_INO);
+	} else {
+		uint64_t i = a->at;
+		for (; i < FILES && p->n < 512; i++) {
+			add_entry(p, names[i], S_IFREG, (a->ino - 9) * 1000 + i);
+		}
+		p->next = i < FILES ? i : 0;
+	}
+	reply(a, (struct meta_reply){ .page = p, .keep_page = &keep });
+	if (!keep)
+		free(p);
+}
+
+void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
+                  meta_done done, void *arg)
+{
+	post((struct answer){
+	        .run = run_readdir, .done = done, .arg = arg, .ino = dir, .at = pos });
+}
+
+static void run_getattr(struct answer *a)
+{
+	struct silt_inode n = file_inode(a->ino);
+	if (a->ino == 1 || (a->ino >= 10 && a->ino < 10 + DIRS))
+		n.attr.mode = S_IFDIR | 0755;
+	reply(a, (struct meta_reply){ .err = a->ino == 77 ? -ENOENT : 0, .inode = n });
+}
+
+void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	post((struct answer){ .run = run_getattr, .done = done, .arg = arg, .ino = ino });
+}
+
+static void run_window(struct answer *a)
+{
+	uint8_t log[2 * SILT_EXTENT_ENCODED_MAX];
+	/* Pack 9 was overwritten as a whole: nobody needs it. */
+	struct silt_extent old = { .off = a->at * SILT_WINDOW, .len = 10, .pack = 9, .stored = 50 };
+	struct silt_extent e = old;
+	e.pack = a->at + 1;
+	size_t n = extent_encode(&old, log);
+	n += extent_encode(&e, log + n);
+	reply(a, (struct meta_reply){ .data = log, .len = n });
+}
+
+void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg)
+{
+	post((struct answer){
+	        .run = run_window, .done = done, .arg = arg, .ino = ino, .at = window });
+}
+
+/* --- The cache -------------------------------------------------------------------------- */
+
+static void run_fetch(struct answer *a)
+{
+	uint64_t pack = a->ino;
+	int err = 0;
+	silt_lock(&lock);
+	fake.fetches++;
+	if (fake.fails[pack]) {
+		fake.fails[pack] -= fake.fails[pack] != 255;
+		err = -EIO;
+	} else {
+		fake.full[pack] = 1;
+		*a->bytes = 1 << 20;
+	}
+	if (fake.evict && pack != fake.evict)
+		fake.full[fake.evict] = 0;
+	silt_unlock(&lock);
+	a->fetched(a->arg, err);
+}
+
+void cache_fetch_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	post((struct answer){
+	        .run = run_fetch, .fetched = done, .arg = arg, .ino = pack, .bytes = bytes });
+}
+
+enum cache_pack_state cache_pack_state(struct cache *c, uint64_t pack)
+{
+	silt_lock(&lock);
+	enum cache_pack_state s = fake.full[pack] ? CACHE_PACK_FULL : CACHE_PACK_ABSENT;
+	silt_unlock(&lock);
+	return s;
+}
+
+unsigned cache_fetch_width(const struct cache *c)
+{
+	return 4;
+}
+
+void cache_drop_pack(struct cache *c, uint64_t pack)
+{
+	fake.full[pack] = 0;
+}
+
+void cache_space(struct cache *c, uint64_t *total, uint64_t *used)
+{
+	*total = fake.total;
+	*used = fake.used;
+}
+
+/* --- Tests ------------------------------------------------------------------------------ */
+
+static int setup(void **state)
+{
+	memset(&fake, 0, sizeof(fake));
+	for (unsigned i = 0; i < FILES; i++)
+		snprintf(names[i], sizeof(names[i]), "f%u", i % 1000);
+	fake.total = (uint64_t)1 << 40;
+	with_bad = false;
+	stop = false;
+	silt_lock_init(&lock);
+	silt_cond_init(&cond);
+	return pthread_create(&thread, NULL, answerer, NULL);
+}
+
+static int teardown(void **state)
+{
+	silt_lock(&lock);
+	stop = true;
+	silt_cond_signal(&cond);
+	silt_unlock(&lock);
+	pthread_join(thread, NULL);
+	silt_lock_destroy(&lock);
+	silt_cond_destroy(&cond);
+	return 0;
+}
+
+static int warm(struct warmup_config cfg, struct warmup_result *r)
+{
+	static const silt_ino root = 1;
+	if (!cfg.roots) {
+		cfg.roots = &root;
+		cfg.n_roots = 1;
+	}
+	cfg.cache = &fake;
+	return warmup_run(&cfg, r);
+}
+
+static void test_all_is_fetched_once(void **state)
+{
+	struct warmup_result r;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	assert_true(r.progress.resolved);
+	assert_int_equal(r.progress.dirs, 1 + DIRS);
+	assert_int_equal(r.progress.files, DIRS * FILES + 2);
+	assert_true(r.progress.bytes ==
+	            (uint64_t)(DIRS * FILES + 1) * FILE_SIZE + SILT_WINDOW + 10);
+	assert_int_equal(r.progress.packs, PACKS + 3);
+	assert_int_equal(r.progress.packs_done, PACKS + 3);
+	assert_int_equal(r.progress.fetched_packs, PACKS + 3);
+	assert_int_equal(fake.fetches, PACKS + 3);
+	assert_int_equal(fake.full[9], 0);
+	warmup_result_free(&r);
+	/* Again: all is there. */
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	assert_int_equal(r.progress.packs_cached, PACKS + 3);
+	assert_int_equal(fake.fetches, PACKS + 3);
+	warmup_result_free(&r);
+}
+
+static void test_check_names_what_is_missing(void **state)
+{
+	struct warmup_result r;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	fake.full[2] = 0;               /* the second window of big */
+	fake.full[FIRST_PACK + 70] = 0; /* b/f0 .. b/f9 */
+	assert_int_equal(warm((struct warmup_config){ .check = true, .max_missing = 5 }, &r), 1);
+	assert_int_equal(r.progress.missing_files, 11);
+	assert_int_equal(r.n_missing, 5);
+	for (size_t i = 0; i < r.n_missing; i++)
+		assert_true(strncmp(r.missing[i], "b/f", 3) == 0 ||
+		            strcmp(r.missing[i], "big: not cached") == 0);
+	assert_int_equal(fake.fetches, PACKS + 3);
+	warmup_result_free(&r);
+	/* A root that is a file has no name below itself. */
+	silt_ino roots[] = { 11, BIG_INO };
+	assert_int_equal(warm((struct warmup_config){ .check = true,
+	                                              .roots = roots,
+	                                              .n_roots = 2,
+	                                              .max_missing = 20 },
+	                      &r),
+	                 1);
+	assert_int_equal(r.n_missing, 11);
+	for (size_t i = 0; i < r.n_missing; i++)
+		assert_int_equal(r.missing_root[i], strcmp(r.missing[i], ": not cached") == 0);
+	warmup_result_free(&r);
+}
+
+static void test_failed_pack_is_retried_then_missing(void **state)
+{
+	struct warmup_result r;
+	fake.fails[1] = 2;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	assert_int_equal(fake.fetches, PACKS + 3 + 2);
+	assert_int_equal(r.progress.failed_packs, 0);
+	warmup_result_free(&r);
+}
+
+static void test_evicted_meanwhile_is_missing(void **state)
+{
+	struct warmup_result r;
+	fake.evict = FIRST_PACK;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 1);
+	assert_int_equal(r.progress.missing_files, 10);
+	assert_int_equal(r.progress.packs_done, PACKS + 2);
+	warmup_result_free(&r);
+}
+
+static void test_damaged_directory_is_missing(void **state)
+{
+	struct warmup_result r;
+	with_bad = true;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 1);
+	assert_int_equal(r.progress.missing_files, 1);
+	assert_string_equal(r.missing[0], "bad: its metadata can't be read");
+	assert_int_equal(r.progress.packs_done, PACKS + 3);
+	warmup_result_free(&r);
+}
+
+static void test_refusals(void **state)
+{
+	struct warmup_result r;
+	silt_ino gone = 77;
+	fake.total = 50u << 20;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), -ENOSPC);
+	assert_non_null(strstr(r.err.text, "does not fit"));
+	assert_true(fake.fetches * (1u << 20) <= fake.total); /* into free space only */
+	warmup_result_free(&r);
+	fake.used = fake.total;
+	fake.fetches = 0;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), -ENOSPC);
+	assert_int_equal(fake.fetches, 0); /* nothing was evicted for a run that is refused */
+	warmup_result_free(&r);
+	fake.total = 0;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), -ENODEV);
+	warmup_result_free(&r);
+	fake.total = (uint64_t)1 << 40;
+	assert_int_equal(warm((struct warmup_config){ .roots = &gone, .n_roots = 1 }, &r), -ENOENT);
+	warmup_result_free(&r);
+}
+
+static void test_cancel_and_drop(void **state)
+{
+	struct warmup_result r;
+	atomic_bool cancel = true;
+	assert_int_equal(warm((struct warmup_config){ .cancel = &cancel }, &r), -ECANCELED);
+	warmup_result_free(&r);
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	assert_int_equal(warm((struct warmup_config){ .drop = true }, &r), 0);
+	for (int i = 0; i < FIRST_PACK + PACKS; i++)
+		assert_int_equal(fake.full[i], 0);
+	warmup_result_free(&r);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_all_is_fetched_once, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_check_names_what_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_failed_pack_is_retried_then_missing, setup,
+		                                teardown),
+		cmocka_unit_test_setup_teardown(test_evicted_meanwhile_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_damaged_directory_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_cancel_and_drop, setup, teardown),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
