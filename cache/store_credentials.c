@@ -19,7 +19,7 @@
 #include "cache/store.h"
 #include "meta/cleanup.h"
 
-#define FILE_MAX 65536 /* bytes; more is no credentials file */
+#define FILE_MAX 16384 /* bytes; more is no credentials file */
 
 static void wipe(char **s)
 {
@@ -146,17 +146,15 @@ static int slurp(const char *path, bool must_be_private, char *text, struct silt
 static int read_file(const char *path, const char *profile, bool must_be_private,
                      struct store_credentials *out, struct silt_err *err)
 {
-	SILT_FREE char *text = malloc(FILE_MAX + 1);
+	char text[FILE_MAX + 1];
 	bool ok;
 	int rc;
 
-	if (!text)
-		return silt_fail(err, -ENOMEM, "out of memory");
 	rc = slurp(path, must_be_private, text, err);
 	if (rc < 0)
 		return rc;
 	ok = read_text(text, profile, out);
-	explicit_bzero(text, FILE_MAX + 1);
+	explicit_bzero(text, sizeof(text));
 	if (!ok)
 		return silt_fail(err, -ENOMEM, "out of memory");
 	return out->access_key && out->secret_key ? 0 : -ENOENT;

@@ -142,9 +142,13 @@ static int judge_transport(struct store_exchange *x)
 		return silt_fail(t->err, -ETIMEDOUT, "%s %s: %s: no byte moved for %.1f s", t->verb,
 		                 t->key, x->store->where, x->store->cfg.stall_timeout_ms / 1000.0);
 	}
+	t->timed_out = x->result == CURLE_OPERATION_TIMEDOUT;
+	if (t->timed_out && x->moved_ns != 0)
+		return silt_fail(t->err, -ETIMEDOUT, "%s %s: %s: no answer before the deadline of %.1f s",
+		                 t->verb, t->key, x->store->where,
+		                 x->store->cfg.deadline_ms / 1000.0);
 	if (x->too_long)
 		cause = "more bytes came than were asked for";
-	t->timed_out = x->result == CURLE_OPERATION_TIMEDOUT;
 	return silt_fail(t->err, t->timed_out ? -ETIMEDOUT : -EIO, "%s %s: %s: %s%s", t->verb,
 	                 t->key, x->store->where, cause, transport_hint(x->result));
 }
