@@ -28,6 +28,8 @@ Probabilities are from 0 to 1 and are drawn for each request; at most one fault 
     hold    1: nothing moves at all (TCP and HTTP), until 0
     refuse  1: new connections are closed at once
 
+With --cert and --key clients speak TLS to the proxy (HTTP only).
+
 Not meant for hostile peers; python3's own library only."""
 
 import argparse
@@ -37,6 +39,7 @@ import json
 import random
 import signal
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -304,7 +307,8 @@ class Session:
         if close:
             # Closing with bytes unread would send RST, and the client might lose the 503: let it
             # read, and take what it still sends, for a moment.
-            self.writer.write_eof()
+            if self.writer.can_write_eof():
+                self.writer.write_eof()
             try:
                 async with asyncio.timeout(0.2):
                     while await self.reader.read(CHUNK):
@@ -465,8 +469,12 @@ async def main(args):
         threading.Thread(target=serve_tcp, args=(proxy, listener), daemon=True).start()
         bound = listener.getsockname()[1]
     else:
+        tls = None
+        if args.cert:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(args.cert, args.key)
         server = await asyncio.start_server(lambda r, w: serve_http(proxy, r, w), host, int(port),
-                                            limit=HEAD_MAX, backlog=1024)
+                                            limit=HEAD_MAX, backlog=1024, ssl=tls)
         bound = server.sockets[0].getsockname()[1]
     print(f"listen={bound}", flush=True)
     if args.control is not None:
@@ -482,6 +490,8 @@ def arguments():
     p.add_argument("--target", required=True, help="HOST:PORT")
     p.add_argument("--control", type=int, help="port of the control; 0: a free one, printed")
     p.add_argument("--tcp", action="store_true", help="plain bytes instead of HTTP")
+    p.add_argument("--cert", help="PEM certificate: clients speak TLS")
+    p.add_argument("--key", help="its PEM key")
     p.add_argument("--seed", type=int, help="of the random choices")
     for name, (default, meaning) in SETTINGS.items():
         p.add_argument(f"--{name}", type=type(default), default=default,
