@@ -1,12 +1,6 @@
-/* One set of tests for every object store, over the store that the environment names:
- *
- *	SILT_TEST_STORE_KIND, SILT_TEST_STORE_BUCKET	as in struct store_config; both needed
- *	SILT_TEST_STORE_STALL_MS, _CONNECT_MS, _DEADLINE_MS, _RETRIES	0 or unset: the defaults
- *	SILT_TEST_STORE_LARGE_MIB (64), _LIST (1100 objects), _THREADS (32), _OPS (40 a thread)
- *	SILT_TEST_STORE_CA
- *
- * Keys come from where store_credentials() finds them. Every run works below a random prefix and
- * leaves the bucket as it was. test/integration/test_store.py runs it over all kinds and faults. */
+/* One set of tests for every object store, over the store that the environment names (store_env.h).
+ * Every run works below a random prefix and removes what it wrote. test/integration/test_store.py
+ * runs it over all kinds and faults. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -23,6 +17,7 @@
 #include "cache/store_impl.h"
 #include "meta/cleanup.h"
 #include "meta/lock.h"
+#include "test/store_env.h"
 
 static struct store *store;
 static struct silt_log *logger;
@@ -36,29 +31,6 @@ static char root[40]; /* prefix of this run */
 		if (rc_ < 0)                                                                       \
 			fail_msg("%s: %lld: %s", #call, rc_, err.text);                            \
 	} while (0)
-
-static unsigned setting(const char *name, unsigned otherwise)
-{
-	char full[64];
-	snprintf(full, sizeof(full), "SILT_TEST_STORE_%s", name);
-	const char *text = getenv(full);
-	return text && *text ? (unsigned)strtoul(text, NULL, 10) : otherwise;
-}
-
-static struct store_config config(void)
-{
-	return (struct store_config){
-		.kind = getenv("SILT_TEST_STORE_KIND"),
-		.bucket = getenv("SILT_TEST_STORE_BUCKET"),
-		.ca_file = getenv("SILT_TEST_STORE_CA"),
-		.connect_timeout_ms = setting("CONNECT_MS", 0),
-		.stall_timeout_ms = setting("STALL_MS", 0),
-		.deadline_ms = setting("DEADLINE_MS", 0),
-		.retries = setting("RETRIES", 0),
-		.log = logger,
-		.metrics = &metrics,
-	};
-}
 
 static bool is_kind(const char *kind)
 {
@@ -212,32 +184,6 @@ static size_t count(const char *prefix, const char *after)
 	return seen.n;
 }
 
-/* Runs fn(arg, i) for i in [0, n) on 8 threads, so that making many objects doesn't take long. */
-struct spread {
-	void (*fn)(void *arg, size_t i);
-	void *arg;
-	size_t n;
-	atomic_size_t next;
-};
-
-static void *spread_thread(void *arg)
-{
-	struct spread *s = arg;
-	for (size_t i; (i = atomic_fetch_add(&s->next, 1)) < s->n;)
-		s->fn(s->arg, i);
-	return NULL;
-}
-
-static void spread(void (*fn)(void *, size_t), void *arg, size_t n)
-{
-	struct spread s = { .fn = fn, .arg = arg, .n = n };
-	pthread_t threads[8];
-	for (int i = 0; i < 8; i++)
-		assert_int_equal(pthread_create(&threads[i], NULL, spread_thread, &s), 0);
-	for (int i = 0; i < 8; i++)
-		pthread_join(threads[i], NULL);
-}
-
 static atomic_int failures;
 
 static void put_numbered(void *arg, size_t i)
@@ -257,14 +203,14 @@ static void put_numbered(void *arg, size_t i)
 
 static void listing(void **state)
 {
-	size_t n = setting("LIST", 1100);
+	size_t n = store_env_setting("LIST", 1100);
 	char prefix[STORE_KEY_MAX], after[STORE_KEY_MAX], other[STORE_KEY_MAX];
 	SILT_FREE const char **keys = calloc(n + 1, sizeof(*keys));
 	SILT_FREE char *room = malloc((n + 1) * 80);
 	struct seen seen = { 0 };
 
 	atomic_store(&failures, 0);
-	spread(put_numbered, NULL, n);
+	store_env_spread(8, put_numbered, NULL, n);
 	assert_int_equal(atomic_load(&failures), 0);
 	key_of(prefix, "list/");
 	assert_ok(store_list(store, prefix, "", see, &seen, &err));
@@ -302,7 +248,7 @@ static void listing(void **state)
 
 static void large_object(void **state)
 {
-	size_t len = (size_t)setting("LARGE_MIB", 64) << 20;
+	size_t len = (size_t)store_env_setting("LARGE_MIB", 64) << 20;
 	SILT_FREE uint8_t *data = malloc(len), *back = malloc(len + 1);
 	struct iovec iov[] = { { data, 1 },
 		               { data + 1, len / 2 },
@@ -348,15 +294,10 @@ static void work(void *arg, size_t i)
 
 static void many_threads(void **state)
 {
-	unsigned n = setting("THREADS", 32);
-	struct spread s = { .fn = work, .n = (size_t)n * setting("OPS", 40) };
-	SILT_FREE pthread_t *threads = calloc(n, sizeof(*threads));
+	unsigned n = store_env_setting("THREADS", 32);
 
 	atomic_store(&failures, 0);
-	for (unsigned i = 0; i < n; i++)
-		assert_int_equal(pthread_create(&threads[i], NULL, spread_thread, &s), 0);
-	for (unsigned i = 0; i < n; i++)
-		pthread_join(threads[i], NULL);
+	store_env_spread(n, work, NULL, (size_t)n * store_env_setting("OPS", 40));
 	assert_int_equal(atomic_load(&failures), 0);
 }
 
@@ -388,7 +329,7 @@ static void exclusive_race(void **state)
 
 	if (is_kind("s3v2"))
 		skip();
-	spread(race_for_one, NULL, KEYS * 8);
+	store_env_spread(8, race_for_one, NULL, KEYS * 8);
 	assert_int_equal(atomic_load(&race.winners), KEYS);
 	assert_int_equal(atomic_load(&race.losers), KEYS * 7);
 	for (int i = 0; i < KEYS; i++) {
@@ -453,7 +394,7 @@ static void expect_refusal(const struct store_config *cfg, int code, const char 
 
 static void wrong_credentials(void **state)
 {
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	struct store_credentials keys;
 
 	if (is_kind("file"))
@@ -469,7 +410,7 @@ static void wrong_credentials(void **state)
 
 static void missing_bucket(void **state)
 {
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	char place[1024];
 
 	snprintf(place, sizeof(place), "%s", cfg.bucket);
@@ -485,7 +426,7 @@ static void missing_bucket(void **state)
 
 static void create_bucket(void **state)
 {
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	char place[1024], id[9];
 	struct store *other;
 
@@ -520,7 +461,7 @@ static void bad_addresses(void **state)
 		                           "http://h?x/b",
 		                           "http://h/b/..",
 		                           "https://h/b?c" };
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	struct store *other;
 
 	if (is_kind("file"))
@@ -533,7 +474,7 @@ static void bad_addresses(void **state)
 
 static void nobody_listens(void **state)
 {
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	struct store *other;
 
 	if (is_kind("file"))
@@ -552,7 +493,7 @@ static void nobody_listens(void **state)
 
 static int set_up(void **state)
 {
-	struct store_config cfg = config();
+	struct store_config cfg = store_env_config(logger, &metrics);
 	char id[9];
 
 	if (silt_log_open(NULL, SILT_LOG_WARN, NULL, &logger) < 0)
