@@ -209,6 +209,8 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 		rc = connect_first(m, err);
 	if (!rc && (rc = sequences_init(m)) != 0)
 		silt_fail(err, rc, "out of memory");
+	if (!rc && (rc = leases_open(m)) != 0)
+		silt_fail(err, rc, "out of memory");
 	if (!rc && (rc = tx_open(m)) != 0)
 		silt_fail(err, rc, "cannot start threads: %s", strerror(-rc));
 	if (!rc && cfg->session)
@@ -240,6 +242,7 @@ void meta_close(struct meta *m)
 	if (m->conn)
 		close_session(m);
 	conn_close(m->conn);
+	leases_close(m);
 	sequences_free(m);
 	meta_volume_free(&m->volume);
 	meta_local_close(m->local);

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "meta/conn.h"
+#include "meta/lease.h"
 #include "meta/lock.h"
 #include "meta/meta.h"
 #include "meta/record.h"
@@ -50,6 +51,7 @@ struct sequence {
 };
 
 struct tx_pool;
+struct leases;
 
 struct meta {
 	struct meta_config cfg;
@@ -63,6 +65,7 @@ struct meta {
 	char session_text[24];
 	struct sequence *sequences; /* one a shard */
 	struct tx_pool *tx;
+	struct leases *leases;
 	atomic_uint_fast64_t tx_counter;
 	pthread_t heart;
 	bool heart_runs;
@@ -83,6 +86,7 @@ struct op {
 	bool keep, attrs;
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
 	unsigned want;
+	uint64_t sent; /* monotonic ns */
 	struct silt_time now;
 	struct silt_attr values;
 	struct meta_make make;

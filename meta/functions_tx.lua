@@ -1,11 +1,6 @@
 
 -- --- sessions (shard 0; cleanup in every shard)
 
-local function now_ms()
-  local t = call('TIME')
-  return t[1] * 1000 + floor(t[2] / 1000)
-end
-
 -- JSON, time to live (ms), retry
 local function session_open(K, A)
   local T = K[1]
@@ -168,13 +163,15 @@ local function x_end(K, A)
   return { 0, '' }
 end
 
--- transaction, dir, name, type, shard, sequence, now, fill, retry
+-- transaction, dir, name, type, shard, sequence, now, fill, session, retry
 local function x_add_entry(K, A)
   local T, tx, q, name = K[1], A[1], tonumber(A[2]), A[3]
   local done = applied(T, tx)
   if done then return done end
   local d, e = get_dir(T, q)
   if not d then return apply(T, tx, e) end
+  local _, busy = lease(T, q, d, A[9], false)
+  if busy then return EAGAIN end
   local key = dentry_key(T, q, d.n, name)
   if call('HEXISTS', key, name) == 1 then return apply(T, tx, EEXIST) end
   local kind = tonumber(A[4])
@@ -254,7 +251,7 @@ local function x_unmark(K, A)
 end
 
 -- transaction, dir, name, type, shard, sequence, flags, keep, gone (entry of a directory that this
--- transaction has removed, or ""), now, fill, transaction for a file replaced elsewhere, retry.
+-- transaction has removed, or ""), now, fill, transaction for a file replaced elsewhere, session, retry.
 -- Puts the moved entry in place. Reply: 0 or 1 (an intent for the replaced file was left), replaced
 -- entry, its record.
 local function x_insert(K, A)
@@ -263,6 +260,8 @@ local function x_insert(K, A)
   if done then return done end
   local d, e = get_dir(T, q)
   if not d then return apply(T, tx, e) end
+  local _, busy = lease(T, q, d, A[13], false)
+  if busy then return EAGAIN end
   local key = dentry_key(T, q, d.n, name)
   local dst, ds, code = call('HGET', key, name), '', 0
   local entry = entry_of(kind, tonumber(A[5]), tonumber(A[6]), T)

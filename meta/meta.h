@@ -119,6 +119,8 @@ struct meta_reply {
 	 * `keep_open`: it stays until meta_release_deleted(). */
 	silt_ino replaced;
 	uint32_t replaced_nlink;
+	/* make, link, unlink, rmdir in one shard: the directory after the change (ino 0: not told) */
+	struct silt_attr dir;
 	bool existed; /* make: it was there before */
 	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
 	bool *keep_page;	 /* set it to keep `page` */

@@ -82,6 +82,14 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 	op_end(op, r);
 }
 
+/* Takes the directory's record that comes with a change of its names. */
+static void take_dir(struct op *op, const redisReply *record, struct meta_reply *r)
+{
+	struct silt_inode dir;
+	if (record && record->len && !record_decode(op->dir, record->str, record->len, &dir, NULL, NULL))
+		r->dir = dir.attr;
+}
+
 /* --- lookup --- */
 
 static void got_lookup(void *arg, int err, redisReply *reply)
@@ -109,7 +117,10 @@ void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, met
 	if (!op)
 		return;
 	op->dir = dir;
-	submit_lookup(op);
+	if (lease_says_absent(m, dir, name, len))
+		op_fail(op, -ENOENT);
+	else
+		submit_lookup(op);
 }
 
 /* --- setattr --- */
@@ -149,6 +160,17 @@ static void got_make(void *arg, int err, redisReply *reply)
 	r.err = reply_code(op->m, op->fn, err, reply, NULL);
 	if (!r.err)
 		code = reply->element[0]->integer;
+	if (!r.err) {
+		take_dir(op, reply_at(reply, 3), &r);
+		if (reply->elements > 4 && reply->element[4]->type == REDIS_REPLY_INTEGER)
+			lease_granted(op->m, op->dir, op->sent, reply->element[4]->integer, r.dir.size);
+		/* Again: another thread may have claimed the lease between the first note and the send. */
+		lease_note_name(op->m, op->dir, op->name, op->len, false);
+	}
+	if (r.err == -EAGAIN) {
+		tx_again(op);
+		return;
+	}
 	if (!r.err && code < 0) { /* -EEXIST, with the inode that is there */
 		r.err = (int)code;
 		op_end(op, &r);
@@ -187,7 +209,7 @@ static void arg_tail(struct conn_request **r, const struct meta_make *how)
 static void submit_make(struct op *op)
 {
 	struct meta *m = op->m;
-	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_MAKE, 11,
+	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_MAKE, 13,
 					    op->len + op->make.target_len + 64);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -199,6 +221,10 @@ static void submit_make(struct op *op)
 	arg_tail(&r, &op->make);
 	conn_arg(&r, op->make.open_existing ? "1" : "0", 1);
 	conn_arg_u64(&r, m->fill);
+	bool ask = lease_note_name(m, op->dir, op->name, op->len, true);
+	conn_arg_str(&r, m->session_text);
+	conn_arg(&r, ask ? "1" : "0", 1);
+	op->sent = silt_now_ns();
 	call_send(m, F_MAKE, r, got_make, op);
 }
 
@@ -351,17 +377,31 @@ void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg)
 
 static void got_link(void *arg, int err, redisReply *reply)
 {
-	got_inode(arg, err, reply);
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (r.err == -EAGAIN) {
+		tx_again(op);
+		return;
+	}
+	lease_note_name(op->m, op->dir, op->name, op->len, false);
+	if (!r.err)
+		r.err = reply_inode(op->m, op->ino, reply_at(reply, 1), &r.inode);
+	if (!r.err)
+		take_dir(op, reply_at(reply, 2), &r);
+	op_end(op, &r);
 }
 
 static void submit_link(struct op *op)
 {
-	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 5, op->len);
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 6, op->len);
 	conn_arg_u64(&r, silt_ino_seq(op->ino));
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
 	call_arg_time(&r, op->now);
 	conn_arg_u64(&r, op->m->fill);
+	lease_note_name(op->m, op->dir, op->name, op->len, false);
+	conn_arg_str(&r, op->m->session_text);
 	call_send(op->m, F_LINK, r, got_link, op);
 }
 
@@ -393,6 +433,7 @@ static void end_unlink(struct op *op, redisReply *reply)
 	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino, &moving) == 0 &&
 	    record && record->len)
 		record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+	take_dir(op, reply_at(reply, 3), &r);
 	op_end(op, &r);
 }
 
@@ -447,8 +488,11 @@ static void got_rmdir(void *arg, int err, redisReply *reply)
 		tx_again(op);
 	else if (r.err == -EXDEV)
 		tx_rmdir(op);
-	else
+	else {
+		if (!r.err)
+			take_dir(op, reply_at(reply, 1), &r);
 		op_end(op, &r);
+	}
 }
 
 static void submit_rmdir(struct op *op)
@@ -498,6 +542,9 @@ static void got_rename(void *arg, int err, redisReply *reply)
 	}
 	const redisReply *gone = reply_at(reply, 3), *gone_record = reply_at(reply, 4);
 	struct silt_inode old;
+	lease_note_name(op->m, op->dir2, op->name2, op->len2, false);
+	if (op->flags & META_RENAME_EXCHANGE)
+		lease_note_name(op->m, op->dir, op->name, op->len, false);
 	if (gone && gone->len && !record_entry_decode(shard, gone->str, gone->len, &type, &ino, &moving)) {
 		r.replaced = ino;
 		if (gone_record && gone_record->len &&
@@ -519,7 +566,7 @@ static void submit_rename(struct op *op)
 {
 	struct meta *m = op->m;
 	struct conn_request *r =
-		call_begin(m, silt_ino_shard(op->dir), F_RENAME, 10, op->len + op->len2 + 64u);
+		call_begin(m, silt_ino_shard(op->dir), F_RENAME, 11, op->len + op->len2 + 64u);
 	next_tx(m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -531,6 +578,10 @@ static void submit_rename(struct op *op)
 	conn_arg_u64(&r, m->fill);
 	conn_arg_str(&r, op->tx);
 	conn_arg(&r, m->volume.shards > 1 ? "1" : "0", 1);
+	lease_note_name(m, op->dir2, op->name2, op->len2, false);
+	if (op->flags & META_RENAME_EXCHANGE)
+		lease_note_name(m, op->dir, op->name, op->len, false);
+	conn_arg_str(&r, m->session_text);
 	call_send(m, F_RENAME, r, got_rename, op);
 }
 
@@ -578,6 +629,8 @@ void meta_release_deleted(struct meta *m, silt_ino ino, meta_done done, void *ar
 void op_resubmit(struct op *op)
 {
 	switch (op->fn) {
+	case F_MAKE: submit_make(op); break;
+	case F_LINK: submit_link(op); break;
 	case F_UNLINK: submit_unlink(op); break;
 	case F_RMDIR: submit_rmdir(op); break;
 	case F_RENAME:

@@ -9,7 +9,7 @@
 #define SEC_OFFSET ((int64_t)1 << 39)
 #define NS_PER_S   1000000000
 
-enum { F_CTIME = 1, F_ATIME_DELTA = 2, F_ATIME_FULL = 4, F_KNOWN = 7 };
+enum { F_CTIME = 1, F_ATIME_DELTA = 2, F_ATIME_FULL = 4, F_LEASED = 8, F_KNOWN = 15 };
 
 void record_time_encode(struct silt_time t, uint8_t out[RECORD_TIME])
 {

@@ -151,7 +151,13 @@ void tx_again(struct op *op)
 int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len, uint32_t type,
 	    silt_ino ino, struct silt_time now, bool resume, struct silt_inode *inode)
 {
-	int rc = step_add_entry(m, tx, dir, name, len, type, ino, now);
+	unsigned tries = 0;
+	int rc;
+	do
+		rc = step_add_entry(m, tx, dir, name, len, type, ino, now);
+	while (rc == -EAGAIN && pause_again(&tries));
+	if (rc == -EAGAIN)
+		rc = -EBUSY;
 	if (rc == -EIO)
 		return rc; /* not known: the intent stays for recovery */
 	int rc2 = step_end(m, tx, ino, rc == 0, now, inode);

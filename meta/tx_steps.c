@@ -130,7 +130,7 @@ int step_unmark(struct meta *m, const char *tx, silt_ino dir, const char *name, 
 int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
 		   uint32_t type, silt_ino ino, struct silt_time now)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_ADD_ENTRY, 8, len + 64);
+	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_ADD_ENTRY, 9, len + 64);
 	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(dir));
@@ -140,7 +140,10 @@ int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *nam
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	call_arg_time(&r, now);
 	conn_arg_u64(&r, m->fill);
+	lease_note_name(m, dir, name, len, false);
+	conn_arg_str(&r, m->session_text);
 	int rc = call_checked(m, F_X_ADD_ENTRY, r, &reply, NULL);
+	lease_note_name(m, dir, name, len, false);
 	done_with(reply);
 	return rc;
 }
@@ -226,7 +229,7 @@ int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char
 int step_insert(struct meta *m, const struct insert_args *a, int *code, struct entry *old,
 		struct silt_inode *old_inode)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir), F_X_INSERT, 12, a->len + 128);
+	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir), F_X_INSERT, 13, a->len + 128);
 	redisReply *reply = NULL;
 	long long c = 0;
 	conn_arg_str(&r, a->tx);
@@ -241,7 +244,10 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	call_arg_time(&r, a->now);
 	conn_arg_u64(&r, m->fill);
 	conn_arg_str(&r, a->drop_tx);
+	lease_note_name(m, a->dir, a->name, a->len, false);
+	conn_arg_str(&r, m->session_text);
 	int rc = call_checked(m, F_X_INSERT, r, &reply, &c);
+	lease_note_name(m, a->dir, a->name, a->len, false);
 	*code = (int)c;
 	old->len = 0;
 	if (!rc && reply_at(reply, 1) && reply_at(reply, 1)->len) {

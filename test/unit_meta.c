@@ -564,6 +564,69 @@ static void test_big_directory(void **state)
 	free(text);
 }
 
+static uint64_t calls(struct fixture *f)
+{
+	return silt_metric_get(&f->metrics, M_REDIS_CALLS);
+}
+
+/* A client that creates in a directory learns that names are absent without asking, and never wrongly
+ * so: not for names that it or another client adds, in whatever way, however the two alternate. */
+static void test_leases(void **state)
+{
+	struct fixture *f = *state;
+	struct meta *m = f->m, *m2 = open_meta(f);
+	char name[32];
+	struct silt_inode i;
+	silt_ino dir = must_make(m, 1, "dir", S_IFDIR | 0755);
+	silt_ino other = must_make(m, 1, "other", S_IFDIR | 0755);
+	for (int k = 0; k < 5; k++) {
+		snprintf(name, sizeof(name), "pre%d", k);
+		must_make(m2, dir, name, S_IFREG | 0644);
+	}
+	must_make(m, other, "from", S_IFREG | 0644);
+	usleep(600000); /* the lease that the other side got for its creates runs out */
+	for (int k = 0; k < 20; k++) {
+		snprintf(name, sizeof(name), "a%d", k);
+		must_make(m, dir, name, S_IFREG | 0644);
+	}
+	uint64_t before = calls(f);
+	for (int k = 0; k < 50; k++) {
+		snprintf(name, sizeof(name), "absent%d", k);
+		assert_int_equal(look(m, dir, name, &i), -ENOENT);
+	}
+	assert_true(calls(f) - before <= 2); /* a heartbeat may fall in */
+	assert_int_equal(look(m, dir, "pre3", &i), 0);
+	assert_int_equal(rename_(m, other, "from", dir, "moved", 0, NULL), 0);
+	assert_int_equal(look(m, dir, "moved", &i), 0);
+	assert_int_equal(link_(m, i.attr.ino, dir, "linked"), 0);
+	assert_int_equal(look(m, dir, "linked", &i), 0);
+	/* the other side adds while the lease runs: it waits, then is seen at once */
+	for (int k = 0; k < 60; k++) {
+		snprintf(name, sizeof(name), "x%d", k);
+		assert_int_equal(look(m, dir, name, &i), -ENOENT);
+		assert_int_equal(look(m2, dir, name, &i), -ENOENT);
+		struct meta *maker = k % 3 ? m : m2;
+		silt_ino made = must_make(maker, dir, name, S_IFREG | 0644);
+		assert_int_equal(look(m, dir, name, &i), 0);
+		assert_true(i.attr.ino == made);
+		assert_int_equal(look(m2, dir, name, &i), 0);
+		snprintf(name, sizeof(name), "y%d", k);
+		if (k % 5 == 0)
+			assert_int_equal(link_(k % 2 ? m : m2, made, dir, name), 0);
+		assert_int_equal(look(m, dir, name, &i), k % 5 ? -ENOENT : 0);
+		assert_int_equal(look(m2, dir, name, &i), k % 5 ? -ENOENT : 0);
+	}
+	/* left alone, a lease runs out */
+	for (int k = 0; k < 5; k++) {
+		snprintf(name, sizeof(name), "b%d", k);
+		must_make(m, other, name, S_IFREG | 0644);
+	}
+	usleep(700000);
+	must_make(m2, other, "late", S_IFREG | 0644);
+	assert_int_equal(look(m, other, "late", &i), 0);
+	meta_close(m2);
+}
+
 static void test_damaged_records(void **state)
 {
 	struct fixture *f = *state;
@@ -607,6 +670,7 @@ int main(void)
 		BOTH(test_links_and_deleted_open),
 		BOTH(test_rename),
 		BOTH(test_big_directory),
+		BOTH(test_leases),
 		cmocka_unit_test_setup_teardown(test_damaged_records, setup1, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

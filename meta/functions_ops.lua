@@ -1,0 +1,386 @@
+
+-- --- reading
+
+local function lookup(K, A)
+  local T, q, name = K[1], tonumber(A[1]), A[2]
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local entry = call('HGET', dentry_key(T, q, d.n, name), name)
+  if not entry then return ENOENT end
+  local _, shard, iq = entry_get(entry)
+  if shard then return { 0, entry, '' } end
+  local key, field = inode_key(T, iq)
+  return { 0, entry, call('HGET', key, field) or '' }
+end
+
+local function getattr(K, A)
+  local key, field = inode_key(K[1], tonumber(A[1]))
+  local s = call('HGET', key, field)
+  if not s then return ENOENT end
+  return { 0, s }
+end
+
+local function readlink(K, A)
+  local T, q = K[1], tonumber(A[1])
+  local r = get(T, q)
+  if not r then return ENOENT end
+  if r.kind ~= LNK then return EINVAL end
+  if byte(r.tail, 1) == 0 then return { 0, sub(r.tail, 2) } end
+  return { 0, call('GET', T .. 'y' .. hex(q)) or damaged('link target ' .. fmt('%.0f', q)) }
+end
+
+local function window(K, A)
+  return { 0, call('HGET', K[1] .. 'x' .. hex(tonumber(A[1])), A[2]) or '' }
+end
+
+-- A page: whole buckets from the one that holds place A[2] on, until A[3] entries are there.
+local function readdir(K, A)
+  local T, q, place, want, attrs = K[1], tonumber(A[1]), tonumber(A[2]), tonumber(A[3]), A[4] == '1'
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local out, count = { 0, '' }, 0
+  repeat
+    local start, width = bucket_of(d.n, place)
+    local all = call('HGETALL', bucket_key(T, q, start))
+    for i = 1, #all, 2 do
+      local n = #out
+      out[n + 1], out[n + 2], out[n + 3] = all[i], all[i + 1], ''
+      if attrs then
+        local _, shard, iq = entry_get(all[i + 1])
+        if not shard then
+          local key, field = inode_key(T, iq)
+          out[n + 3] = call('HGET', key, field) or ''
+        end
+      end
+    end
+    count = count + #all / 2
+    place = start + width
+  until count >= want or place >= 4503599627370496
+  out[2] = place >= 4503599627370496 and '' or fmt('%.0f', place)
+  return out
+end
+
+local function statfs(K, A)
+  local c = call('HMGET', K[1] .. 'c', 'i', 'b')
+  return { 0, c[1] or '0', c[2] or '0' }
+end
+
+-- --- writing
+
+-- dir, name, new sequence, mode, uid, gid, now, tail, long target, open_existing, fill, session, lease
+-- wanted, retry. Reply: 0 made or 1 existed, entry, record, the directory's record,
+-- for how many ms it is leased (see lease()).
+local function make(K, A)
+  local T, q, name, iq = K[1], tonumber(A[1]), A[2], tonumber(A[3])
+  local now, fill = A[7], tonumber(A[11])
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local key = dentry_key(T, q, d.n, name)
+  local entry = call('HGET', key, name)
+  if entry then
+    local _, shard, oq = entry_get(entry)
+    local s = ''
+    if not shard then
+      local k, f = inode_key(T, oq)
+      s = call('HGET', k, f) or ''
+      if oq == iq then return { 0, entry, s } end -- sent again: we made it
+    end
+    return { A[10] == '1' and 1 or EEXIST, entry, s }
+  end
+  local granted, busy = lease(T, q, d, A[12], A[13] == '1')
+  if busy then return EAGAIN end
+  local mode, gid = tonumber(A[4]), tonumber(A[6])
+  local kind = TYPE_OF[floor(mode / 4096)]
+  if not kind then return EINVAL end
+  if floor(d.mode / 1024) % 2 == 1 then
+    gid = d.gid
+    if kind == DIR and floor(mode / 1024) % 2 == 0 then mode = mode + 1024 end
+  end
+  local r = { kind = kind, mode = mode, mtime = now, ctime = now, atime = now, uid = tonumber(A[5]),
+    gid = gid, nlink = 1, size = 0, version = 0, tail = A[8] }
+  if kind == DIR then
+    if d.nlink >= LINK_MAX * 1000 then return EMLINK end
+    r.n, r.nlink = 1, 2
+    r.tail = struct.pack('<I2I6', shard_of(T), q)
+  elseif kind == LNK then
+    r.size = A[9] == '' and #A[8] - 1 or #A[9]
+    if A[9] ~= '' then call('SET', T .. 'y' .. hex(iq), A[9]) end
+  end
+  local s = put(T, iq, r)
+  entry = entry_of(kind, shard_of(T), iq, T)
+  call('HSET', key, name, entry)
+  local ds = touch_dir(T, q, d, 1, kind == DIR and 1 or 0, now, fill)
+  usage(T, 1, 0)
+  return { 0, entry, s, ds, granted }
+end
+
+-- inode, what, mode, uid, gid, size, atime, mtime, ctime, now, retry
+local function setattr(K, A)
+  local T, q, set = K[1], tonumber(A[1]), tonumber(A[2])
+  local r = get(T, q)
+  if not r then return ENOENT end
+  local function has(b) return floor(set / b) % 2 == 1 end
+  if has(8) then
+    if r.kind == DIR then return EISDIR end
+    if r.kind ~= REG then return EINVAL end
+    local size = tonumber(A[6])
+    resize(T, q, r, size)
+    r.version = r.version + 1
+    r.mtime = A[10]
+  end
+  if has(128) then r.mode = drop_suid(r.mode) end
+  if has(1) then r.mode = floor(r.mode / 4096) * 4096 + tonumber(A[3]) % 4096 end
+  if has(2) then r.uid = tonumber(A[4]) end
+  if has(4) then r.gid = tonumber(A[5]) end
+  if has(16) then r.atime = A[7] end
+  if has(32) then r.mtime = A[8] end
+  r.ctime = has(64) and A[9] or A[10]
+  return { 0, put(T, q, r) }
+end
+
+-- inode, dir, name, now, fill, session, retry. Reply: 0, record, the directory's record.
+local function link(K, A)
+  local T, iq, q, name, now = K[1], tonumber(A[1]), tonumber(A[2]), A[3], A[4]
+  local r, s = get(T, iq)
+  if not r then return ENOENT end
+  if r.kind == DIR then return EPERM end
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local _, busy = lease(T, q, d, A[6], false)
+  if busy then return EAGAIN end
+  local key = dentry_key(T, q, d.n, name)
+  local old = call('HGET', key, name)
+  if old then
+    local _, shard, oq = entry_get(old)
+    if A[7] == '1' and not shard and oq == iq then return { 0, s, '' } end
+    return EEXIST
+  end
+  if r.nlink >= LINK_MAX then return EMLINK end
+  if r.nlink == 0 then return ENOENT end
+  r.nlink, r.ctime = r.nlink + 1, now
+  s = put(T, iq, r)
+  call('HSET', key, name, entry_of(r.kind, shard_of(T), iq, T))
+  return { 0, s, touch_dir(T, q, d, 1, 0, now, tonumber(A[5])) }
+end
+
+-- dir, name, session that keeps it open or "", now, fill, transaction, retry
+-- Reply 0, entry, record afterwards, the directory's record; 1, entry, "", that: the inode is
+-- elsewhere, an intent was left.
+local function unlink(K, A)
+  local T, q, name, now = K[1], tonumber(A[1]), A[2], A[4]
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local key = dentry_key(T, q, d.n, name)
+  local entry = call('HGET', key, name)
+  if not entry then return A[7] == '1' and { 0, '', '' } or ENOENT end
+  local kind, shard, iq, moving = entry_get(entry)
+  if kind == DIR then return EISDIR end
+  if moving then return EAGAIN end
+  local code, s = 0, ''
+  if shard then
+    code = 1
+    call('HSET', T .. 't', A[6], 'U' .. entry)
+  else
+    local r = get(T, iq)
+    if r then s = drop_link(T, iq, r, A[3], now) end
+  end
+  call('HDEL', key, name)
+  return { code, entry, s, touch_dir(T, q, d, -1, 0, now, tonumber(A[5])) }
+end
+
+-- dir, name, now, fill, retry. Reply: 0, the directory's record.
+local function rmdir(K, A)
+  local T, q, name, now = K[1], tonumber(A[1]), A[2], A[3]
+  local d, e = get_dir(T, q)
+  if not d then return e end
+  local key = dentry_key(T, q, d.n, name)
+  local entry = call('HGET', key, name)
+  if not entry then return A[5] == '1' and { 0 } or ENOENT end
+  local kind, shard, iq, moving = entry_get(entry)
+  if kind ~= DIR then return ENOTDIR end
+  if moving then return EAGAIN end
+  if shard then return EXDEV end
+  local r = get(T, iq)
+  if r and r.size > 0 then return ENOTEMPTY end
+  if r then destroy(T, iq, r) end
+  call('HDEL', key, name)
+  return { 0, touch_dir(T, q, d, -1, -1, now, tonumber(A[4])) }
+end
+
+local function is_below(T, q, top) -- is directory q the directory top, or below it?
+  for _ = 1, 10000 do
+    if q == top then return true end
+    local d = get(T, q)
+    if not d or q == 1 then return false end
+    local shard, parent = struct.unpack('<I2I6', d.tail)
+    if shard ~= shard_of(T) then return false end -- the client forbade that case
+    q = parent
+  end
+  return true
+end
+
+-- from dir, name, to dir, name, flags (1 noreplace 2 exchange), keep, now, fill, transaction,
+-- many shards, session, retry. Reply: code, moved entry, moved record, replaced entry, replaced record
+local function rename(K, A)
+  local T, fq, from, tq, to = K[1], tonumber(A[1]), A[2], tonumber(A[3]), A[4]
+  local flags, now, fill = tonumber(A[5]), A[7], tonumber(A[8])
+  local fd, e = get_dir(T, fq)
+  if not fd then return e end
+  local td = fd
+  if tq ~= fq then
+    td, e = get_dir(T, tq)
+    if not td then return e end
+  end
+  local _, busy = lease(T, tq, td, A[11], false)
+  if not busy and flags == 2 and tq ~= fq then _, busy = lease(T, fq, fd, A[11], false) end
+  if busy then return EAGAIN end
+  local fkey, tkey = dentry_key(T, fq, fd.n, from), dentry_key(T, tq, td.n, to)
+  local src, dst = call('HGET', fkey, from), call('HGET', tkey, to)
+  if not src then return A[12] == '1' and dst and { 0, dst, '', '', '' } or ENOENT end
+  local skind, sshard, sq, smoving = entry_get(src)
+  local dkind, dshard, dq, dmoving
+  if dst then dkind, dshard, dq, dmoving = entry_get(dst) end
+  if smoving or dmoving then return EAGAIN end
+  if dst and flags == 1 then return EEXIST end
+  if not dst and flags == 2 then return ENOENT end
+  local sr = not sshard and get(T, sq) or nil
+  if dst and sshard == dshard and sq == dq then return { 0, src, sr and build(sr) or '', '', '' } end
+  if fq ~= tq and (skind == DIR or (flags == 2 and dkind == DIR)) then
+    if A[10] == '1' then return EXDEV end
+    if skind == DIR and is_below(T, tq, sq) then return EINVAL end
+    if flags == 2 and dkind == DIR and is_below(T, fq, dq) then return EINVAL end
+  end
+  local code, ds = 0, ''
+  local dr = dst and not dshard and get(T, dq) or nil
+  if dst and flags ~= 2 then
+    if skind == DIR and dkind ~= DIR then return ENOTDIR end
+    if skind ~= DIR and dkind == DIR then return EISDIR end
+    if dkind == DIR and dshard then return EXDEV end
+    if dkind == DIR and dr and dr.size > 0 then return ENOTEMPTY end
+    if dkind == DIR then
+      if dr then destroy(T, dq, dr) end
+    elseif dshard then
+      code = 1
+      call('HSET', T .. 't', A[9], 'U' .. dst)
+    elseif dr then
+      ds = drop_link(T, dq, dr, A[6], now)
+    end
+  end
+  local function moved(q, r, kind, dir)
+    if not r then return '' end
+    r.ctime = now
+    if kind == DIR then r.tail = struct.pack('<I2I6', shard_of(T), dir) end
+    return put(T, q, r)
+  end
+  local ss = moved(sq, sr, skind, tq)
+  call('HSET', tkey, to, src)
+  local sdir = skind == DIR and 1 or 0
+  local ddir = dst and dkind == DIR and 1 or 0
+  if flags == 2 then
+    moved(dq, dr, dkind, fq)
+    call('HSET', fkey, from, dst)
+    if fq == tq then
+      touch_dir(T, fq, fd, 0, 0, now, fill)
+    else
+      touch_dir(T, fq, fd, 0, ddir - sdir, now, fill)
+      touch_dir(T, tq, td, 0, sdir - ddir, now, fill)
+    end
+    return { 0, src, ss, '', '' }
+  end
+  call('HDEL', fkey, from)
+  if fq == tq then
+    touch_dir(T, fq, fd, dst and -1 or 0, -ddir, now, fill)
+  else
+    touch_dir(T, fq, fd, -1, -sdir, now, fill)
+    touch_dir(T, tq, td, dst and 0 or 1, sdir - ddir, now, fill)
+  end
+  return { code, src, ss, dst or '', ds }
+end
+
+-- inode, session, retry
+local function release(K, A)
+  local T, q = K[1], tonumber(A[1])
+  local holder = call('HGET', T .. 'o', hex(q))
+  if holder ~= A[2] then return { 0 } end
+  call('HDEL', T .. 'o', hex(q))
+  local r = get(T, q)
+  if r and r.nlink == 0 then destroy(T, q, r) end
+  return { 0 }
+end
+
+-- Adds one extent to a file's map. Changes r; returns the bytes that became free in `pack`.
+local function add_extent(T, q, r, ext, win)
+  local map = byte(r.tail, 1)
+  if map == 0 then
+    r.tail = '\1' .. ext
+    return true
+  end
+  if map == 1 then
+    if sub(r.tail, 2) == ext then return false end -- sent again
+    local off, len, pack, _, stored = inline_extent(T, q, r)
+    local noff, nlen = extent_at(ext, 1)
+    if noff <= off and noff + nlen >= off + len then
+      live(T, pack, -stored)
+      r.tail = '\1' .. ext
+      return true
+    end
+    call('HSET', T .. 'x' .. hex(q), fmt('%.0f', floor(off / WINDOW)), sub(r.tail, 2))
+    r.tail = '\2'
+  end
+  local key = T .. 'x' .. hex(q)
+  local log = call('HGET', key, win) or ''
+  if #log >= #ext and sub(log, -#ext) == ext then return false end -- sent again
+  call('HSET', key, win, log .. ext)
+  return true
+end
+
+-- Applies one item; adds what it stores to packs[pack]. Returns the file's version, or an errno.
+local function commit_one(T, q, now, stop, ext, win, pack, stored, packs)
+  local r = get(T, q)
+  if not r or r.kind ~= REG then return ENOENT end
+  if add_extent(T, q, r, ext, win) then
+    packs[pack] = (packs[pack] or 0) + stored
+    r.version = r.version + 1
+  end
+  if stop > r.size then
+    usage(T, 0, stop - r.size)
+    r.size = stop
+  end
+  r.mode = drop_suid(r.mode)
+  r.mtime = now
+  r.ctime = later(r.ctime, r.mtime) and r.ctime or r.mtime
+  put(T, q, r)
+  return r.version
+end
+
+-- items of: inode, now, end, extent, window, pack, stored; then retry. Reply: a version or errno each;
+-- a damaged record fails its own item only.
+local function commit(K, A)
+  local T, out, packs = K[1], {}, {}
+  for i = 1, #A - 1, 7 do
+    local ok, v = pcall(commit_one, T, tonumber(A[i]), A[i + 1], tonumber(A[i + 2]), A[i + 3], A[i + 4],
+      tonumber(A[i + 5]), tonumber(A[i + 6]), packs)
+    out[#out + 1] = ok and v or EIO
+  end
+  for pack, stored in pairs(packs) do live(T, pack, stored) end
+  return out
+end
+
+-- counter, how many, retry: the first of the numbers reserved
+local function alloc(K, A)
+  local n = tonumber(A[2])
+  return { 0, fmt('%.0f', call('HINCRBY', K[1] .. 'c', A[1], n) - n + 1) }
+end
+
+-- uid, gid, mode, now, settings: the root directory and the settings, unless there is a volume
+local function format(K, A)
+  local T = K[1]
+  if call('EXISTS', T .. 'v') == 1 then return EEXIST end
+  local r = { kind = DIR, mode = tonumber(A[3]), n = 1, mtime = A[4], ctime = A[4], atime = A[4],
+    uid = tonumber(A[1]), gid = tonumber(A[2]), nlink = 2, size = 0, version = 0,
+    tail = struct.pack('<I2I6', 0, 1) }
+  put(T, 1, r)
+  call('HSET', T .. 'c', 'n', 1, 'i', 1, 'b', 0)
+  call('SET', T .. 'v', A[5])
+  return { 0 }
+end
