@@ -221,7 +221,7 @@ static int run_steps(struct format *f, const char *address, struct silt_err *err
 
 	if (rc < 0 || (rc = prepare_store(f, err)) < 0 || (rc = put_marker(f, err)) < 0)
 		return rc;
-	rc = meta_format(&f->address, &f->volume, getuid(), getgid(), f->cfg.log, &info, err);
+	rc = meta_format(&f->address, &f->volume, getuid(), getgid(), NULL, &info, err);
 	if (rc < 0)
 		return rc;
 	f->marked = f->made_dir = false; /* they stay */
@@ -310,10 +310,7 @@ int cmd_format(int argc, char **argv)
 		                 f.name);
 	if ((rc = settle_store(&f, argv[optind])))
 		return rc;
-	if (silt_log_open(NULL, SILT_LOG_WARN, NULL, &f.cfg.log) < 0)
-		f.cfg.log = NULL;
 	rc = format(&f, argv[optind]);
-	silt_log_close(f.cfg.log);
 	free(f.bucket);
 	return rc;
 }

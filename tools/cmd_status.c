@@ -176,15 +176,11 @@ static int status_of_volume(const char *address, bool json)
 	char bytes[32];
 	int rc;
 
-	if (silt_log_open(NULL, SILT_LOG_WARN, NULL, &cfg.log) < 0)
-		cfg.log = NULL;
 	if (volume_open(&cfg, &v, &err) < 0) {
-		silt_log_close(cfg.log);
 		return cli_fail(CLI_FAILED, "%s", err.text);
 	}
 	struct json_object *o = describe_volume(v, &rc);
 	volume_close(v);
-	silt_log_close(cfg.log);
 	if (rc < 0) {
 		cli_fail(0, "can't read the volume's state: %s", strerror(-rc));
 	} else if (json) {

@@ -25,15 +25,12 @@ struct bytes {
 
 /* --- Opening and asking ----------------------------------------------------------------- */
 
-static struct volume *open_volume(const char *address, struct silt_log **log)
+static struct volume *open_volume(const char *address)
 {
 	struct volume_config cfg = { .address = address };
 	struct silt_err err = { 0 };
 	struct volume *v = NULL;
 
-	if (silt_log_open(NULL, SILT_LOG_WARN, NULL, log) < 0)
-		*log = NULL;
-	cfg.log = *log;
 	if (volume_open(&cfg, &v, &err) < 0)
 		cli_fail(CLI_FAILED, "%s", err.text);
 	return v;
@@ -241,15 +238,13 @@ static int show_buckets(struct meta *m, silt_ino dir)
 
 static int with_inode(int argc, char **argv, int (*show)(struct meta *m, silt_ino ino))
 {
-	struct silt_log *log;
 	silt_ino ino;
 
 	if (argc != 3 || parse_inode(argv[2], &ino) < 0)
 		return cli_usage("debug", "debug %s takes an ADDRESS and an inode number", argv[0]);
-	struct volume *v = open_volume(argv[1], &log);
+	struct volume *v = open_volume(argv[1]);
 	int rc = v ? show(v->meta, ino) : CLI_FAILED;
 	volume_close(v);
-	silt_log_close(log);
 	return rc;
 }
 
@@ -265,15 +260,13 @@ int debug_bucket(int argc, char **argv)
 
 int debug_redis(int argc, char **argv)
 {
-	struct silt_log *log;
 
 	if (argc < 3)
 		return cli_usage("debug", "debug redis takes an ADDRESS and a command");
-	struct volume *v = open_volume(argv[1], &log);
+	struct volume *v = open_volume(argv[1]);
 	SILT_FREE char *text = v ? ask(v->meta, argc - 2, (const char **)argv + 2) : NULL;
 	if (text)
 		fputs(text, stdout);
 	volume_close(v);
-	silt_log_close(log);
 	return text ? CLI_OK : CLI_FAILED;
 }

@@ -96,8 +96,6 @@ int debug_pack(int argc, char **argv)
 	if (pack == 0 || *end)
 		return cli_usage("debug",
 		                 "debug pack takes an ADDRESS and a pack id in hex, or a FILE");
-	if (silt_log_open(NULL, SILT_LOG_WARN, NULL, &cfg.log) < 0)
-		cfg.log = NULL;
 	int rc = volume_open(&cfg, &v, &err);
 	if (rc < 0)
 		rc = cli_fail(CLI_FAILED, "%s", err.text);
@@ -105,6 +103,5 @@ int debug_pack(int argc, char **argv)
 		rc = show_object(v, pack);
 	if (rc == CLI_OK || err.code == 0)
 		volume_close(v);
-	silt_log_close(cfg.log);
 	return rc;
 }
