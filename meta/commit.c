@@ -18,6 +18,8 @@ struct group {
 };
 
 struct batch {
+	struct batch *next; /* until it is sent */
+	unsigned shard;
 	struct group *group;
 	size_t n;
 	struct meta_commit *items[COMMIT_BATCH];
@@ -67,6 +69,33 @@ static void send_batch(struct meta *m, unsigned shard, struct batch *b)
 	call_send(m, F_COMMIT, r, got_batch, b);
 }
 
+/* Puts the items into batches, in order within each shard. Items that find no memory get -ENOMEM. */
+static struct batch *sort_out(struct group *g, struct meta_commit *items, size_t n)
+{
+	struct batch *first = NULL, **tail = &first;
+	for (size_t i = 0; i < n; i++)
+		items[i].err = -EINPROGRESS;
+	for (size_t i = 0; i < n; i++) {
+		if (items[i].err != -EINPROGRESS)
+			continue;
+		struct batch *b = malloc(sizeof(*b));
+		if (!b) {
+			items[i].err = -ENOMEM;
+			continue;
+		}
+		*b = (struct batch){ .group = g, .shard = silt_ino_shard(items[i].ino) };
+		for (size_t j = i; j < n && b->n < COMMIT_BATCH; j++) {
+			if (items[j].err != -EINPROGRESS || silt_ino_shard(items[j].ino) != b->shard)
+				continue;
+			items[j].err = -EALREADY;
+			b->items[b->n++] = &items[j];
+		}
+		*tail = b;
+		tail = &b->next;
+	}
+	return first;
+}
+
 void meta_commit(struct meta *m, struct meta_commit *items, size_t n, meta_done done, void *arg)
 {
 	struct group *g = malloc(sizeof(*g));
@@ -77,29 +106,13 @@ void meta_commit(struct meta *m, struct meta_commit *items, size_t n, meta_done 
 	}
 	*g = (struct group){ .m = m, .done = done, .arg = arg };
 	atomic_init(&g->left, 1);
-	for (size_t i = 0; i < n; i++)
-		items[i].err = -EINPROGRESS;
-	for (size_t i = 0; i < n;) {
-		if (items[i].err != -EINPROGRESS) {
-			i++;
-			continue;
-		}
-		unsigned shard = silt_ino_shard(items[i].ino);
-		struct batch *b = malloc(sizeof(*b));
-		if (!b) {
-			items[i++].err = -ENOMEM;
-			continue;
-		}
-		b->group = g;
-		b->n = 0;
-		for (size_t j = i; j < n && b->n < COMMIT_BATCH; j++) {
-			if (items[j].err != -EINPROGRESS || silt_ino_shard(items[j].ino) != shard)
-				continue;
-			items[j].err = -EALREADY; /* until the answer is in */
-			b->items[b->n++] = &items[j];
-		}
+	/* All batches are made before the first is sent: from then on the items belong to the replies. */
+	struct batch *batches = sort_out(g, items, n);
+	while (batches) {
+		struct batch *b = batches;
+		batches = b->next;
 		atomic_fetch_add(&g->left, 1);
-		send_batch(m, shard, b);
+		send_batch(m, b->shard, b);
 	}
 	group_unref(g);
 }

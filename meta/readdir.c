@@ -94,6 +94,7 @@ static struct meta_dirpage *make_page(struct op *op, const struct found *v, size
 		text += d->len;
 		page->n++;
 	}
+	*text = '\0'; /* so that a debugger's or a test's reading stops */
 	return page;
 }
 
