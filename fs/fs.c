@@ -62,8 +62,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 			continue;
 		conn->want |= wanted[i].cap;
 		if (wanted[i].name)
-			n += (size_t)snprintf(fs->features + n, sizeof(fs->features) - n, " %s",
-					      wanted[i].name);
+			n += (size_t)snprintf(fs->features + n, sizeof(fs->features) - n, "%s%s",
+					      n ? " " : "", wanted[i].name);
 	}
 	conn->max_write = MAX_IO;
 	conn->max_readahead = MAX_IO;
@@ -260,6 +260,8 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	if (!err)
 		err = opened_table_init(&fs->opened);
 	if (!err)
+		err = dir_table_init(&fs->dirs);
+	if (!err)
 		err = janitor_open(fs, &fs->janitor);
 	return err;
 }
@@ -347,6 +349,7 @@ void fs_close(struct fs *fs)
 	node_table_free(fs);
 	fresh_table_free(&fs->fresh);
 	opened_table_free(&fs->opened);
+	dir_table_free(&fs->dirs);
 	request_pool_free(&fs->requests);
 	silt_cond_destroy(&fs->queue.clean);
 	silt_lock_destroy(&fs->queue.lock);

@@ -38,6 +38,7 @@ struct fs {
 	struct node_table nodes;
 	struct fresh_table fresh;
 	struct opened_table opened;
+	struct dir_table dirs;
 	struct write_pool pool;
 	struct write_queue queue;
 	struct janitor *janitor;

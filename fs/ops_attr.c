@@ -56,15 +56,20 @@ void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
 
 /* --- GETATTR --------------------------------------------------------------------------------------*/
 
-static void reply_attr(struct request *r, const struct silt_inode *inode)
+static void reply_attr_for(struct request *r, const struct silt_inode *inode, double seconds)
 {
 	struct stat st;
 	struct silt_inode seen = *inode;
 	fs_overlay(r->fs, &seen);
 	fs_fill_stat(&seen.attr, &st);
 	if (request_claim(r))
-		fuse_reply_attr(r->req, &st, r->fs->cfg.attr_timeout);
+		fuse_reply_attr(r->req, &st, seconds);
 	request_free(r);
+}
+
+static void reply_attr(struct request *r, const struct silt_inode *inode)
+{
+	reply_attr_for(r, inode, r->fs->cfg.attr_timeout);
 }
 
 /* A deleted file of which another mount took the record away is still open here. */
@@ -98,6 +103,12 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct request *r = request_begin(req, KIND_GETATTR, ino);
 	if (!r)
 		return;
+	struct silt_inode dir = { 0 };
+	double age, keep = r->fs->cfg.attr_timeout;
+	if (dir_get(&r->fs->dirs, ino, keep, &dir.attr, &age)) {
+		reply_attr_for(r, &dir, keep - age);
+		return;
+	}
 	request_arm(r);
 	meta_getattr(r->fs->cfg.meta, ino, getattr_done, r);
 }
@@ -125,6 +136,7 @@ static void take_result(struct request *r, const struct silt_inode *inode)
 
 static void setattr_end(struct request *r, const struct silt_inode *inode, int err)
 {
+	dir_drop(&r->fs->dirs, r->ino);
 	if (r->then)
 		r->then(r, inode, err);
 	else if (err)

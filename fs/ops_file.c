@@ -243,6 +243,7 @@ static void create_done(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
 	const struct silt_attr *a = &reply->inode.attr;
+	dir_put(&r->fs->dirs, &reply->dir);
 	if (reply->err) {
 		request_end_err(r, reply->err);
 		return;

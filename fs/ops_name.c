@@ -33,11 +33,23 @@ void fs_deleted(struct fs *fs, silt_ino ino)
 	node_put(fs, n);
 }
 
+/* After a change of names in r->dir: what is known of that directory. */
+static void note_parent(struct request *r, const struct meta_reply *reply)
+{
+	if (r->kind == KIND_LOOKUP)
+		return;
+	if (reply->dir.ino)
+		dir_put(&r->fs->dirs, &reply->dir);
+	else
+		dir_drop(&r->fs->dirs, r->dir);
+}
+
 /* Answers with the entry of the reply's inode. */
 static void entry_done(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
 	struct fs *fs = r->fs;
+	note_parent(r, reply);
 	if (reply->err) {
 		request_end_err(r, reply->err);
 		return;
@@ -88,6 +100,7 @@ static void make(fuse_req_t req, enum fuse_kind kind, fuse_ino_t parent, const c
 		request_end_err(r, -ENAMETOOLONG);
 		return;
 	}
+	r->dir = parent;
 	request_arm(r);
 	meta_make(r->fs->cfg.meta, parent, name, strlen(name), &how, entry_done, r);
 }
@@ -112,6 +125,7 @@ void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name
 	struct request *r = request_begin(req, KIND_LINK, ino);
 	if (!r)
 		return;
+	r->dir = parent;
 	request_arm(r);
 	meta_link(r->fs->cfg.meta, ino, parent, name, strlen(name), fs_now(), entry_done, r);
 }
@@ -120,6 +134,7 @@ void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name
 
 static void plain_done(void *arg, const struct meta_reply *reply)
 {
+	note_parent(arg, reply);
 	request_end_err(arg, reply->err);
 }
 
@@ -128,6 +143,7 @@ static void unlink_done(void *arg, const struct meta_reply *reply)
 	struct request *r = arg;
 	struct fs *fs = r->fs;
 	const struct silt_inode *inode = &reply->inode;
+	note_parent(r, reply);
 	bool known = !reply->err && inode->attr.ino != 0;
 	if (known && inode->attr.nlink == 0 && r->flags) {
 		fs_deleted(fs, inode->attr.ino);
@@ -145,6 +161,7 @@ void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 		return;
 	bool keep = anything_open(r->fs);
 	r->flags = keep;
+	r->dir = parent;
 	request_arm(r);
 	meta_unlink(r->fs->cfg.meta, parent, name, strlen(name), keep, fs_now(), unlink_done, r);
 }
@@ -154,6 +171,7 @@ void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 	struct request *r = request_begin(req, KIND_RMDIR, parent);
 	if (!r)
 		return;
+	r->dir = parent;
 	request_arm(r);
 	meta_rmdir(r->fs->cfg.meta, parent, name, strlen(name), fs_now(), plain_done, r);
 }
@@ -163,6 +181,8 @@ void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 static void rename_done(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
+	dir_drop(&r->fs->dirs, r->dir);
+	dir_drop(&r->fs->dirs, r->dir2);
 	if (!reply->err && reply->replaced && reply->replaced_nlink == 0 && r->flags)
 		fs_deleted(r->fs, reply->replaced);
 	request_end_err(r, reply->err);
@@ -180,6 +200,8 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	}
 	bool keep = anything_open(r->fs);
 	r->flags = keep;
+	r->dir = parent;
+	r->dir2 = newparent;
 	request_arm(r);
 	meta_rename(r->fs->cfg.meta, parent, name, strlen(name), newparent, newname, strlen(newname),
 		    flags, keep, fs_now(), rename_done, r);

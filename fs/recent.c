@@ -1,4 +1,4 @@
-/* See recent.h. Both tables are set-associative arrays that never grow; a collision costs a Redis
+/* See recent.h. The tables are set-associative arrays that never grow; a collision costs a Redis
  * call or a page cache, never correctness. */
 #include "fs/recent.h"
 
@@ -116,4 +116,58 @@ void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_
 		if (s->ino[w] == ino && s->version[w] == from)
 			s->version[w] = to;
 	silt_unlock(lock);
+}
+
+int dir_table_init(struct dir_table *t)
+{
+	t->v = calloc(DIR_SLOTS, sizeof(*t->v));
+	if (!t->v)
+		return -ENOMEM;
+	for (unsigned i = 0; i < RECENT_LOCKS; i++)
+		silt_lock_init(&t->locks[i]);
+	return 0;
+}
+
+void dir_table_free(struct dir_table *t)
+{
+	free(t->v);
+	t->v = NULL;
+}
+
+void dir_put(struct dir_table *t, const struct silt_attr *attr)
+{
+	unsigned at = (unsigned)(mix(attr->ino) % DIR_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	if (attr->ino == 0)
+		return;
+	uint64_t now = silt_now_ns();
+	silt_lock(lock);
+	t->v[at] = (struct dir_slot){ *attr, now };
+	silt_unlock(lock);
+}
+
+void dir_drop(struct dir_table *t, silt_ino ino)
+{
+	unsigned at = (unsigned)(mix(ino) % DIR_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	silt_lock(lock);
+	if (t->v[at].attr.ino == ino)
+		t->v[at].attr.ino = 0;
+	silt_unlock(lock);
+}
+
+bool dir_get(struct dir_table *t, silt_ino ino, double max_age, struct silt_attr *out, double *age)
+{
+	unsigned at = (unsigned)(mix(ino) % DIR_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	uint64_t now = silt_now_ns();
+	bool found = false;
+	silt_lock(lock);
+	if (t->v[at].attr.ino == ino) {
+		*age = (double)(now - t->v[at].when) / 1e9;
+		*out = t->v[at].attr;
+		found = *age < max_age;
+	}
+	silt_unlock(lock);
+	return found;
 }

@@ -67,6 +67,7 @@ struct request {
 	pid_t pid;
 	uint32_t uid, gid;
 	fuse_ino_t ino;
+	fuse_ino_t dir, dir2; /* directories whose names change */
 	struct node *node;     /* a reference, put by the operation */
 	struct handle *handle; /* a reference, put by request_free() */
 	struct flush_wait wait;
