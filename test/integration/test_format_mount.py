@@ -42,7 +42,9 @@ def try_format(t, address, name="vol", bucket=None, kind="file", env=None, optio
 
 def try_mount(t, address, mountpoint=None, options=(), env=None, wrap=(), timeout=60):
     mountpoint = mountpoint or t.folder("m")
-    opts = ["-o", ",".join(options)] if options else []
+    if not any(o.startswith("cache-dir=") for o in options):
+        options = [*options, "cache-dir=none"]  # the default takes most of the disk
+    opts = ["-o", ",".join(options)]
     t.finally_do(lambda: subprocess.run(["umount", "-l", mountpoint], stderr=subprocess.DEVNULL))
     return silt.run(*wrap, SILTFS, "mount", address, mountpoint, *opts, check_status=False,
                     env=env, timeout=timeout)
@@ -391,12 +393,36 @@ sys.stdin.read()
 
 
 @suite.case
+def ends_when_unmounted_lazily(t):
+    """umount -l with a file open: the file is served until it is closed, then the daemon ends; SIGTERM
+    ends it before, flushed."""
+    for early in (False, True):
+        v = t.volume()
+        m = t.mount(v)
+        fd = os.open(m / "f", os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"lazily" * 1000)
+        silt.run("umount", "-l", m.path)
+        equal(os.pread(fd, 6, 0), b"lazily", "a read after umount -l")
+        if early:
+            m.proc.terminate()
+            m.proc.wait(20)
+        else:
+            os.close(fd)
+            m.ended(20)
+        m = t.mount(v)
+        with open(m / "f", "rb") as f:
+            equal(f.read(), b"lazily" * 1000, "what was written")
+        if early:
+            os.close(fd)
+
+
+@suite.case
 def in_the_background(t):
     """Without -f: returns 0 only when the mount serves requests; the daemon is then on its own."""
     v = t.volume()
     mp = t.folder("bg")
     p = try_mount(t, v.address, mp, options=[f"cache-dir={t.folder('c')}", "cache-size=256M",
-                                             f"log={t.out}/background.log"])
+                                             "free-space-ratio=0.001", f"log={t.out}/background.log"])
     equal(p.returncode, 0, f"mount ({p.err})")
     check(silt.mounted(mp), "it is mounted when the command returns")
     with open(os.path.join(mp, "f"), "w") as f:
@@ -425,14 +451,14 @@ set -e
 mkdir -p {t.tmp}/sbin && cp -a /sbin/. {t.tmp}/sbin/ 2>/dev/null || true
 ln -sf {SILTFS} {t.tmp}/sbin/mount.siltfs
 mount --bind {t.tmp}/sbin "$(readlink -f /sbin)"
-echo '{v.address} {mp} siltfs rw,noatime,_netdev,cache-size=256M,cache-dir={t.folder('c')} 0 0' \
+echo '{v.address} {mp} siltfs rw,noatime,_netdev,cache-size=256M,free-space-ratio=0.001,cache-dir={t.folder('c')} 0 0' \
 	> {t.tmp}/fstab
 mount -T {t.tmp}/fstab {mp}
 grep -q ' {mp} fuse.siltfs ' /proc/self/mounts
 echo through-fstab > {mp}/f
 cat {mp}/f
 umount {mp}
-mount -t siltfs {v.address} {mp}
+mount -t siltfs -o cache-dir=none {v.address} {mp}
 cat {mp}/f
 umount {mp}
 """

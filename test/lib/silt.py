@@ -183,8 +183,9 @@ class Mount:
         opts.append(f"cache-dir={self.cache_dir or 'none'}")
         if self.cache_dir:
             os.makedirs(self.cache_dir, exist_ok=True)
-            if not any(o.startswith("cache-size=") for o in opts):
-                opts.append("cache-size=2G")
+            for default in ("cache-size=1G", "free-space-ratio=0.001"):
+                if not any(o.startswith(default.split("=")[0]) for o in opts):
+                    opts.append(default)
         with open(self.stderr, "ab") as err:
             self.proc = subprocess.Popen(
                 [SILTFS, "mount", address or volume.address, self.path, "-f", "-o", ",".join(opts)],
@@ -249,17 +250,20 @@ class Mount:
 
     def close(self):
         """Ends it whatever state it is in."""
-        if mounted(self.path):
-            subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+        stuck = False
         if self.proc.poll() is None:
             self.proc.terminate()
             try:
                 self.proc.wait(20)
             except subprocess.TimeoutExpired:
+                stuck = True
                 self.suite.dump_stacks(self.proc.pid)
                 self.proc.kill()
                 self.proc.wait()
-                raise Failure(f"the daemon of {self.path} did not end 20 s after SIGTERM")
+        if mounted(self.path):
+            subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+        if stuck:
+            raise Failure(f"the daemon of {self.path} did not end 20 s after SIGTERM")
 
 
 def flatten_counters(status):
