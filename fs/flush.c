@@ -116,26 +116,34 @@ static void run_waiters(struct flush_wait *w)
 	}
 }
 
-/* cache_done of a segment. */
-static void segment_done(void *arg, int err)
+static void log_failure(struct fs *fs, const struct segment *s, int err, bool gone)
 {
-	struct segment *s = arg, *chain = NULL;
+	const struct node *n = s->owner;
+	if (gone)
+		silt_warn(fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
+			  (unsigned long long)n->ino, s->len);
+	else
+		silt_error(fs->cfg.log,
+			   "inode %llu: %u bytes at %llu not stored: %s; kept for another try",
+			   (unsigned long long)n->ino, s->len, (unsigned long long)s->off,
+			   strerror(-err));
+}
+
+/* A segment has come to its end: stored (err 0), failed, or its file is gone. */
+static void segment_end(struct segment *s, int err, bool gone)
+{
+	struct segment *chain = NULL;
 	struct node *n = s->owner;
 	struct fs *fs = n->fs;
-	bool gone = err == -ENOENT;
 	node_ref(fs, n);
 	silt_lock(&n->lock);
 	if (!err)
 		commit_locked(fs, n, s);
+	else if (!gone || !n->deleted)
+		log_failure(fs, s, err, gone);
 	if (gone && !n->deleted) {
 		n->lost_err = -ESTALE;
 		atomic_fetch_add(&n->error_seq, 1);
-		silt_warn(fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
-			  (unsigned long long)n->ino, s->len);
-	} else if (err && !gone) {
-		silt_error(fs->cfg.log, "inode %llu: %u bytes at %llu not stored: %s; kept for another try",
-			   (unsigned long long)n->ino, s->len, (unsigned long long)s->off,
-			   strerror(-err));
 	}
 	write_buffer_complete(&n->buffer, s, err, gone);
 	seal_locked(n, &chain);
@@ -148,6 +156,24 @@ static void segment_done(void *arg, int err)
 		node_put(fs, n);
 	node_put(fs, n);
 	fs_unpark(fs, gone ? 0 : err);
+}
+
+static void gone_checked(void *arg, const struct meta_reply *reply)
+{
+	bool gone = reply->err == -ENOENT;
+	segment_end(arg, gone ? -ENOENT : -EIO, gone);
+}
+
+/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's: only
+ * the first is a reason to give bytes up, so it is asked. */
+static void segment_done(void *arg, int err)
+{
+	struct segment *s = arg;
+	struct node *n = s->owner;
+	if (err == -ENOENT)
+		meta_getattr(n->fs->cfg.meta, n->ino, gone_checked, s);
+	else
+		segment_end(s, err, false);
 }
 
 void node_submit(struct fs *fs, struct segment *chain)

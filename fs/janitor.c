@@ -178,7 +178,7 @@ static void *janitor_run(void *arg)
 		left = tick(j);
 		if (atomic_exchange(&j->ready, false)) {
 			raise_readahead(fs);
-			silt_info(fs->cfg.log, "serving %s:%s", fs->mountpoint, fs->features);
+			silt_info(fs->cfg.log, "serving %s: %s", fs->mountpoint, fs->features);
 			if (fs->cfg.ready)
 				fs->cfg.ready(fs->cfg.ready_arg, fs->features);
 		}
