@@ -150,6 +150,8 @@ static void setattr_done(void *arg, const struct meta_reply *reply)
 	struct request *r = arg;
 	if (!reply->err)
 		take_result(r, &reply->inode);
+	if (!reply->err && S_ISDIR(reply->inode.attr.mode))
+		dir_put(&r->fs->dirs, &reply->inode.attr); /* over what an older reply noted meanwhile */
 	if (r->node && (r->valid & META_SET_SIZE))
 		node_unhold(r->fs, r->node);
 	setattr_end(r, &reply->inode, reply->err);
