@@ -165,7 +165,11 @@ static int open_volume(struct mount *m, struct silt_err *err)
 		return rc;
 	silt_info(m->log, "siltfs " SILT_VERSION ": volume %s at %s",
 	          meta_volume(m->volume->meta)->name, m->volume->address.shown);
-	return o->read_only ? 0 : store_check(m->volume->store, "check/", err);
+	rc = o->read_only ? 0 : store_check(m->volume->store, "check/", err);
+	/* The counters tell of the mount's work, not of the checks before it. */
+	for (int i = M_STORE_PUTS; i <= M_STORE_ERRORS; i++)
+		silt_gauge(&m->metrics, (enum silt_metric)i, 0);
+	return rc;
 }
 
 static int open_cache(struct mount *m, struct silt_err *err)
