@@ -120,7 +120,8 @@ bool file_map_want(struct file_map *m, uint64_t index)
 	return insert(m, index) != NULL;
 }
 
-int file_map_load(struct file_map *m, uint64_t index, unsigned generation, const void *log, size_t len)
+int file_map_load(struct file_map *m, uint64_t index, unsigned generation, const void *log,
+                  size_t len)
 {
 	if (generation != m->generation)
 		return -ESTALE;

@@ -1,5 +1,5 @@
-/* What is known here of where an open file's committed bytes are: the windows of its extent log that
- * were asked for, resolved.
+/* What is known here of where an open file's committed bytes are: the windows of its extent log
+ * that were asked for, resolved.
  *
  * `complete` says that windows not in the list have no extents: true for empty files and for files
  * whose one extent stood in the inode record, and it stays true while only this mount adds extents.
@@ -15,14 +15,15 @@
 
 struct map_window {
 	uint64_t index; /* file offset / SILT_WINDOW */
-	bool loaded;	/* false: the request is on its way */
+	bool loaded;    /* false: the request is on its way */
 	struct extent_map map;
 };
 
 struct file_map {
-	bool valid;	 /* false: nothing is known; take a new inode record first */
+	bool valid; /* false: nothing is known; take a new inode record first */
 	bool complete;
-	unsigned generation; /* raised when everything is forgotten: a window on its way is then stale */
+	unsigned generation;  /* raised when everything is forgotten: a window on its way is then
+	                         stale */
 	struct map_window *v; /* by index */
 	size_t n, cap;
 };
@@ -36,7 +37,8 @@ int file_map_set(struct file_map *m, const struct silt_inode *inode);
 /* Forgets everything: valid becomes false. */
 void file_map_forget(struct file_map *m);
 
-/* Adds an extent that was just committed. Windows that are not loaded stay so (the server has it). */
+/* Adds an extent that was just committed. Windows that are not loaded stay so (the server has it).
+ */
 int file_map_add(struct file_map *m, const struct silt_extent *e);
 
 /* Forgets everything at and past `size`. */
@@ -49,9 +51,10 @@ bool file_map_want(struct file_map *m, uint64_t index);
 bool file_map_loaded(const struct file_map *m, uint64_t index);
 
 /* Takes a window's log. -ESTALE: `generation` is not the one it was asked for in. */
-int file_map_load(struct file_map *m, uint64_t index, unsigned generation, const void *log, size_t len);
+int file_map_load(struct file_map *m, uint64_t index, unsigned generation, const void *log,
+                  size_t len);
 void file_map_load_failed(struct file_map *m, uint64_t index, unsigned generation);
 
-/* What is at `off`: fills *e (pack 0: a hole) and returns where the run that begins at `off` ends, at
- * most `end` and at most the window's end. Returns 0 when the window of `off` is not loaded. */
+/* What is at `off`: fills *e (pack 0: a hole) and returns where the run that begins at `off` ends,
+ * at most `end` and at most the window's end. Returns 0 when the window of `off` is not loaded. */
 uint64_t file_map_run(const struct file_map *m, uint64_t off, uint64_t end, struct silt_extent *e);

@@ -4,10 +4,10 @@
  *
  *	WRITE -> buffer -> seal -> cache_write() ... done -> node.map, node.attr -> waiters, parked
  *
- * A flush waits for the segments of its epoch and older ones. When one of them fails it stays in the
- * buffer (readers still see its bytes), the flush reports the error, and the next flush tries again;
- * at unmount it is tried once more. Data is given up only when its file is gone (-ENOENT of the
- * commit: deleted by another mount). */
+ * A flush waits for the segments of its epoch and older ones. When one of them fails it stays in
+ * the buffer (readers still see its bytes), the flush reports the error, and the next flush tries
+ * again; at unmount it is tried once more. Data is given up only when its file is gone (-ENOENT of
+ * the commit: deleted by another mount). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,7 +54,7 @@ static void commit_locked(struct fs *fs, struct node *n, const struct segment *s
 		a->version = version;
 		a->mtime = s->write.mtime;
 		bool later = a->mtime.sec > a->ctime.sec ||
-			     (a->mtime.sec == a->ctime.sec && a->mtime.nsec > a->ctime.nsec);
+		             (a->mtime.sec == a->ctime.sec && a->mtime.nsec > a->ctime.nsec);
 		if (later)
 			a->ctime = a->mtime;
 		a->mode &= ~(uint32_t)(S_ISUID | (a->mode & S_IXGRP ? S_ISGID : 0));
@@ -121,12 +121,12 @@ static void log_failure(struct fs *fs, const struct segment *s, int err, bool go
 	const struct node *n = s->owner;
 	if (gone)
 		silt_warn(fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
-			  (unsigned long long)n->ino, s->len);
+		          (unsigned long long)n->ino, s->len);
 	else
 		silt_error(fs->cfg.log,
-			   "inode %llu: %u bytes at %llu not stored: %s; kept for another try",
-			   (unsigned long long)n->ino, s->len, (unsigned long long)s->off,
-			   strerror(-err));
+		           "inode %llu: %u bytes at %llu not stored: %s; kept for another try",
+		           (unsigned long long)n->ino, s->len, (unsigned long long)s->off,
+		           strerror(-err));
 }
 
 /* A segment has come to its end: stored (err 0), failed, or its file is gone. */
@@ -164,8 +164,8 @@ static void gone_checked(void *arg, const struct meta_reply *reply)
 	segment_end(arg, gone ? -ENOENT : -EIO, gone);
 }
 
-/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's: only
- * the first is a reason to give bytes up, so it is asked. */
+/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's:
+ * only the first is a reason to give bytes up, so it is asked. */
 static void segment_done(void *arg, int err)
 {
 	struct segment *s = arg;
@@ -212,7 +212,7 @@ void node_flush(struct fs *fs, struct node *n, struct flush_wait *w)
 }
 
 bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct flush_wait *w,
-			 struct request *r)
+                         struct request *r)
 {
 	struct segment *chain = NULL;
 	silt_lock(&n->lock);
@@ -255,7 +255,7 @@ void node_unhold(struct fs *fs, struct node *n)
 	}
 }
 
-/* --- the budget -----------------------------------------------------------------------------------*/
+/* --- the budget --------------------------------------------------------------------------- */
 
 static struct node *take_oldest(struct fs *fs)
 {
@@ -291,7 +291,7 @@ void fs_relieve(struct fs *fs, bool retry)
 		if (retry)
 			write_buffer_retry(&n->buffer, &chain);
 		write_buffer_seal(&n->buffer, SEAL_ALL, n->held ? n->held_epoch : UINT64_MAX,
-				  &chain);
+		                  &chain);
 		silt_unlock(&n->lock);
 		node_submit(fs, chain);
 		node_put(fs, n);
@@ -318,7 +318,7 @@ void fs_unpark(struct fs *fs, int err)
 	}
 }
 
-/* --- unmount --------------------------------------------------------------------------------------*/
+/* --- unmount ------------------------------------------------------------------------------ */
 
 struct drain {
 	struct silt_lock lock;
@@ -390,9 +390,11 @@ int fs_flush_all(struct fs *fs)
 		silt_lock(&q->lock);
 		for (struct node *n = q->first; n; n = n->dirty_next)
 			silt_error(fs->cfg.log,
-				   "inode %llu: written data is lost at unmount (up to offset %llu): %s",
-				   (unsigned long long)n->ino,
-				   (unsigned long long)write_buffer_end(&n->buffer), strerror(-err));
+			           "inode %llu: written data is lost at unmount (up to offset "
+			           "%llu): %s",
+			           (unsigned long long)n->ino,
+			           (unsigned long long)write_buffer_end(&n->buffer),
+			           strerror(-err));
 		silt_unlock(&q->lock);
 	}
 	cache_drain(fs->cfg.cache);

@@ -1,12 +1,12 @@
 /* The session: mounting, INIT, threads, the end.
  *
- * Life of a mount: fs_mount() makes the session and mounts; fs_serve() runs libfuse's threads until the
- * file system is unmounted or fs_stop(), then stores what is dirty; fs_close() unmounts, waits until
- * the last request has been answered by Redis and the cache, and frees.
+ * Life of a mount: fs_mount() makes the session and mounts; fs_serve() runs libfuse's threads until
+ * the file system is unmounted or fs_stop(), then stores what is dirty; fs_close() unmounts, waits
+ * until the last request has been answered by Redis and the cache, and frees.
  *
- * Features are asked for here only (on_init). Left out on purpose: the kernel's writeback cache (breaks
- * close-to-open and appends of several writers), splice (slower than a copy here), caching of listings
- * (a later part, with pushed invalidation). */
+ * Features are asked for here only (on_init). Left out on purpose: the kernel's writeback cache
+ * (breaks close-to-open and appends of several writers), splice (slower than a copy here), caching
+ * of listings (a later part, with pushed invalidation). */
 #include "fs/fs.h"
 
 #include <errno.h>
@@ -20,10 +20,10 @@
 #include "fs/fs_impl.h"
 #include "meta/cleanup.h"
 
-#define MAX_IO	      (1u << 20)
-#define DEFAULT_BUFFER ((uint64_t)256 << 20)
+#define MAX_IO          (1u << 20)
+#define DEFAULT_BUFFER  ((uint64_t)256 << 20)
 #define DEFAULT_THREADS 10
-#define BACKGROUND    64 /* readahead requests the kernel may have in flight */
+#define BACKGROUND      64 /* readahead requests the kernel may have in flight */
 
 static const char *const kind_names[] = {
 #define X(id, name) name,
@@ -63,7 +63,7 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 		conn->want |= wanted[i].cap;
 		if (wanted[i].name)
 			n += (size_t)snprintf(fs->features + n, sizeof(fs->features) - n, "%s%s",
-					      n ? " " : "", wanted[i].name);
+			                      n ? " " : "", wanted[i].name);
 	}
 	conn->max_write = MAX_IO;
 	conn->max_readahead = MAX_IO;
@@ -112,7 +112,7 @@ static const struct fuse_lowlevel_ops operations = {
 	.removexattr = op_removexattr,
 };
 
-/* --- mounting -------------------------------------------------------------------------------------*/
+/* --- mounting ----------------------------------------------------------------------------- */
 
 /* libfuse says what went wrong on a log without context; the last line is kept for fs_mount(). */
 static __thread char fuse_said[256];
@@ -173,29 +173,36 @@ static int check_mount(const struct fs_config *cfg, struct silt_err *err)
 	if (!strncmp(where, "/dev/fd/", 8))
 		return 0; /* already mounted by whoever gave us the descriptor */
 	if (access("/dev/fuse", F_OK) != 0)
-		return silt_fail(err, -ENODEV,
-				 "/dev/fuse is missing; load the kernel module (modprobe fuse), or give "
-				 "the container the device (--device /dev/fuse)");
+		return silt_fail(
+		        err, -ENODEV,
+		        "/dev/fuse is missing; load the kernel module (modprobe fuse), or give "
+		        "the container the device (--device /dev/fuse)");
 	if (access("/dev/fuse", R_OK | W_OK) != 0)
-		return silt_fail(err, -errno, "/dev/fuse may not be opened: %s; it needs mode 0666 or "
-				 "your group, and containers need the device allowed", strerror(errno));
+		return silt_fail(err, -errno,
+		                 "/dev/fuse may not be opened: %s; it needs mode 0666 or "
+		                 "your group, and containers need the device allowed",
+		                 strerror(errno));
 	if (stat(where, &st) != 0) {
 		if (errno == ENOTCONN)
-			return silt_fail(err, -ENOTCONN, "%s is the mount point of a dead daemon; run "
-					 "'fusermount3 -u -z %s' first", where, where);
+			return silt_fail(err, -ENOTCONN,
+			                 "%s is the mount point of a dead daemon; run "
+			                 "'fusermount3 -u -z %s' first",
+			                 where, where);
 		return silt_fail(err, -errno, "mount point %s: %s%s", where, strerror(errno),
-				 errno == ENOENT ? "; create the directory first" : "");
+		                 errno == ENOENT ? "; create the directory first" : "");
 	}
 	if (!S_ISDIR(st.st_mode))
 		return silt_fail(err, -ENOTDIR, "mount point %s is not a directory", where);
 	if (geteuid() != 0 && !in_path("fusermount3"))
-		return silt_fail(err, -ENOENT, "fusermount3 is not on the PATH and only root can mount "
-				 "without it; install the package fuse3");
+		return silt_fail(err, -ENOENT,
+		                 "fusermount3 is not on the PATH and only root can mount "
+		                 "without it; install the package fuse3");
 	bool others = option_has(cfg->fuse_options, "allow_other") ||
-		      option_has(cfg->fuse_options, "allow_root");
+	              option_has(cfg->fuse_options, "allow_root");
 	if (geteuid() != 0 && others && !user_allow_other())
-		return silt_fail(err, -EPERM, "allow_other is not permitted for users; add the line "
-				 "user_allow_other to /etc/fuse.conf, or mount without it");
+		return silt_fail(err, -EPERM,
+		                 "allow_other is not permitted for users; add the line "
+		                 "user_allow_other to /etc/fuse.conf, or mount without it");
 	return 0;
 }
 
@@ -216,10 +223,11 @@ static int session_new(struct fs *fs, struct silt_err *err)
 	const struct fs_config *cfg = &fs->cfg;
 	char source[512], options[2048];
 	escape_option(fs->source, source, sizeof(source));
-	int n = snprintf(options, sizeof(options), "fsname=%s,subtype=siltfs,default_permissions%s%s%s",
-			 source, cfg->read_only ? ",ro" : "",
-			 cfg->fuse_options && *cfg->fuse_options ? "," : "",
-			 cfg->fuse_options ? cfg->fuse_options : "");
+	int n = snprintf(options, sizeof(options),
+	                 "fsname=%s,subtype=siltfs,default_permissions%s%s%s", source,
+	                 cfg->read_only ? ",ro" : "",
+	                 cfg->fuse_options && *cfg->fuse_options ? "," : "",
+	                 cfg->fuse_options ? cfg->fuse_options : "");
 	if (n >= (int)sizeof(options))
 		return silt_fail(err, -E2BIG, "mount options are too long");
 	char *argv[] = { "siltfs", "-o", options, NULL };
@@ -230,12 +238,13 @@ static int session_new(struct fs *fs, struct silt_err *err)
 	fuse_opt_free_args(&args);
 	if (!fs->se)
 		return silt_fail(err, -EINVAL, "mount options '%s': %s", options,
-				 fuse_said[0] ? fuse_said : "not accepted");
+		                 fuse_said[0] ? fuse_said : "not accepted");
 	if (fuse_session_mount(fs->se, fs->mountpoint) != 0)
 		return silt_fail(err, -EPERM, "mounting on %s failed: %s", fs->mountpoint,
-				 fuse_said[0] ? fuse_said :
-				 "see the message of fusermount3 above; is the directory yours, and may "
-				 "this container mount FUSE?");
+		                 fuse_said[0] ? fuse_said
+		                              : "see the message of fusermount3 above; is the "
+		                                "directory yours, and may "
+		                                "this container mount FUSE?");
 	fs->mounted = true;
 	if (transport_attach(fs) != 0)
 		return silt_fail(err, -ENOMEM, "no memory");
@@ -278,10 +287,14 @@ int fs_mount(const struct fs_config *cfg, struct fs **out, struct silt_err *err)
 	else
 		rc = session_new(fs, err);
 	if (!rc && cfg->control_path) {
-		struct control_config cc = { .path = fs->control_path, .meta = cfg->meta,
-					     .cache = cfg->cache, .store = cfg->store,
-					     .log = cfg->log, .metrics = cfg->metrics,
-					     .mountpoint = fs->mountpoint, .source = fs->source };
+		struct control_config cc = { .path = fs->control_path,
+			                     .meta = cfg->meta,
+			                     .cache = cfg->cache,
+			                     .store = cfg->store,
+			                     .log = cfg->log,
+			                     .metrics = cfg->metrics,
+			                     .mountpoint = fs->mountpoint,
+			                     .source = fs->source };
 		rc = control_open(&cc, &fs->control, err);
 	}
 	if (rc) {
@@ -292,7 +305,7 @@ int fs_mount(const struct fs_config *cfg, struct fs **out, struct silt_err *err)
 	return 0;
 }
 
-/* --- serving --------------------------------------------------------------------------------------*/
+/* --- serving ------------------------------------------------------------------------------ */
 
 int fs_serve(struct fs *fs)
 {
@@ -326,8 +339,9 @@ static void wait_for_requests(struct fs *fs)
 	for (unsigned ms = 1; request_pool_live(&fs->requests) > 0; ms++) {
 		nanosleep(&tick, NULL);
 		if (ms % 5000 == 0)
-			silt_warn(fs->cfg.log, "unmounting waits for %zu requests to Redis or the store",
-				  request_pool_live(&fs->requests));
+			silt_warn(fs->cfg.log,
+			          "unmounting waits for %zu requests to Redis or the store",
+			          request_pool_live(&fs->requests));
 	}
 }
 

@@ -21,7 +21,7 @@ struct janitor;
 struct handle {
 	atomic_uint refs;
 	struct node *node; /* a reference until RELEASE; then only the holder's own one counts */
-	int flags;	   /* of open(2) */
+	int flags;         /* of open(2) */
 	atomic_uint error_seen; /* node's error_seq that this handle has reported */
 	/* Sequential reads; races between readers of one handle only blunt the guess. */
 	atomic_uint_fast64_t next_off, streak, prefetched;
@@ -46,29 +46,29 @@ struct fs {
 	char features[256];
 };
 
-/* --- node.c, flush.c: attributes as this mount sees them ------------------------------------------ */
+/* --- node.c, flush.c: attributes as this mount sees them ---------------------------------- */
 
-/* Corrects attributes that Redis gave by what is known here: bytes not yet committed, a commit whose
- * reply overtook this one. Updates the node if the inode has one. */
+/* Corrects attributes that Redis gave by what is known here: bytes not yet committed, a commit
+ * whose reply overtook this one. Updates the node if the inode has one. */
 void fs_overlay(struct fs *fs, struct silt_inode *inode);
 
-/* --- ops_attr.c ------------------------------------------------------------------------------------*/
+/* --- ops_attr.c --------------------------------------------------------------------------- */
 struct silt_time fs_now(void);
 void fs_fill_stat(const struct silt_attr *a, struct stat *st);
 
 /* Fills an entry for a name that was looked up (`listed`: seen in a directory listing). */
 void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
-		   struct fuse_entry_param *e);
+                   struct fuse_entry_param *e);
 
-/* Starts a setattr that changes the size of an inode with a node, or goes on with one that waited for
- * another truncation. When the size was changed, or could not be, r->then(r, err) is called if it is
- * set (it owns r then), else SETATTR is answered. */
+/* Starts a setattr that changes the size of an inode with a node, or goes on with one that waited
+ * for another truncation. When the size was changed, or could not be, r->then(r, err) is called if
+ * it is set (it owns r then), else SETATTR is answered. */
 void fs_setattr_begin(struct request *r);
 
 /* ops_write.c: a parked write goes on (err 0) or fails. */
 void fs_write_parked(struct request *r, int err);
 
-/* --- ops_file.c ------------------------------------------------------------------------------------*/
+/* --- ops_file.c --------------------------------------------------------------------------- */
 struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int flags);
 void fs_handle_close(struct fs *fs, struct handle *h); /* RELEASE */
 struct handle *handle_ref(struct handle *h);
@@ -77,7 +77,7 @@ void handle_put(struct handle *h);
 /* Sees to it that a deleted inode goes away: now, or when its last handle here is closed. */
 void fs_deleted(struct fs *fs, silt_ino ino);
 
-/* --- The operations, by file ------------------------------------------------------------------------*/
+/* --- The operations, by file -------------------------------------------------------------- */
 void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
 void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n);
 void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *v);
@@ -88,39 +88,39 @@ void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name
 void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
-	       const char *newname, unsigned flags);
+               const char *newname, unsigned flags);
 void op_readlink(fuse_req_t req, fuse_ino_t ino);
 
 void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
-		struct fuse_file_info *fi);
+                struct fuse_file_info *fi);
 void op_statfs(fuse_req_t req, fuse_ino_t ino);
 
 void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi);
+                    struct fuse_file_info *fi);
 void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 
 void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
-	       struct fuse_file_info *fi);
+               struct fuse_file_info *fi);
 void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 
 void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
-	      struct fuse_file_info *fi);
+              struct fuse_file_info *fi);
 
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
-		 int flags);
+                 int flags);
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 
-/* --- transport.c ------------------------------------------------------------------------------------*/
+/* --- transport.c -------------------------------------------------------------------------- */
 
 /* Puts itself between libfuse and the device, after fuse_session_mount(). */
 int transport_attach(struct fs *fs);
@@ -128,7 +128,7 @@ int transport_attach(struct fs *fs);
 /* Did the request that this thread is handling say that set-id bits have to go? */
 bool transport_kill_suid(void);
 
-/* --- janitor.c --------------------------------------------------------------------------------------*/
+/* --- janitor.c ---------------------------------------------------------------------------- */
 int janitor_open(struct fs *fs, struct janitor **out);
 void janitor_close(struct janitor *j);
 void janitor_stop(struct janitor *j);  /* async-signal-safe */

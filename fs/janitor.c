@@ -1,13 +1,13 @@
 /* The one helper thread of a mount. It answers interrupted requests, starts and ends the service:
  *
- * - A request whose caller got a signal is watched every TICK_MS. It is answered with EINTR when its
- *   caller is being killed (SIGKILL is pending), or after a grace period that a healthy Redis or object
- *   store never needs: programs that get SIGALRM, SIGCHLD or a profiler's signals don't expect EINTR
- *   of stat(2) or unlink(2), but nothing may hang for good. Flushes get longer: an EINTR there makes
- *   the caller wonder about its data.
+ * - A request whose caller got a signal is watched every TICK_MS. It is answered with EINTR when
+ * its caller is being killed (SIGKILL is pending), or after a grace period that a healthy Redis or
+ * object store never needs: programs that get SIGALRM, SIGCHLD or a profiler's signals don't expect
+ * EINTR of stat(2) or unlink(2), but nothing may hang for good. Flushes get longer: an EINTR there
+ * makes the caller wonder about its data.
  * - After INIT: raises the mount's read-ahead (root only) and calls the owner's ready().
- * - fs_stop(): libfuse's loop looks at its exit flag only when it is woken; a request of our own wakes
- *   it. */
+ * - fs_stop(): libfuse's loop looks at its exit flag only when it is woken; a request of our own
+ * wakes it. */
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -21,7 +21,7 @@
 #include "fs/fs_impl.h"
 #include "meta/cleanup.h"
 
-#define TICK_MS	       50
+#define TICK_MS        50
 #define GRACE_NS       ((uint64_t)2 * 1000000000u)
 #define GRACE_FLUSH_NS ((uint64_t)30 * 1000000000u)
 #define READAHEAD_KB   "1024"
@@ -78,8 +78,8 @@ void janitor_interrupted(struct fs *fs, struct request *r, uint64_t serial)
 	wake(j);
 }
 
-/* Is SIGKILL on its way to this thread? A fatal signal with default action counts: the kernel turns it
- * into SIGKILL for every thread. */
+/* Is SIGKILL on its way to this thread? A fatal signal with default action counts: the kernel turns
+ * it into SIGKILL for every thread. */
 static bool being_killed(pid_t tid)
 {
 	char path[64], line[256];
@@ -161,7 +161,8 @@ static void raise_readahead(struct fs *fs)
 	SILT_FCLOSE FILE *f = fopen(path, "we");
 	if (f && fputs(READAHEAD_KB, f) >= 0 && fflush(f) == 0) {
 		size_t n = strlen(fs->features);
-		snprintf(fs->features + n, sizeof(fs->features) - n, " readahead=" READAHEAD_KB "k");
+		snprintf(fs->features + n, sizeof(fs->features) - n,
+		         " readahead=" READAHEAD_KB "k");
 	}
 }
 
@@ -184,7 +185,8 @@ static void *janitor_run(void *arg)
 		}
 		if (atomic_exchange(&j->stop, false) && !atomic_load(&j->quit)) {
 			char value[8];
-			ssize_t rc = lgetxattr(fs->mountpoint, FS_XATTR_INODE, value, sizeof(value));
+			ssize_t rc =
+			        lgetxattr(fs->mountpoint, FS_XATTR_INODE, value, sizeof(value));
 			(void)rc;
 		}
 	}

@@ -1,22 +1,22 @@
-/* The inodes in use: open, or with bytes that are not stored yet. A node is the one place where this
- * mount's view of a file's bytes comes together:
+/* The inodes in use: open, or with bytes that are not stored yet. A node is the one place where
+ * this mount's view of a file's bytes comes together:
  *
  *	attr		what Redis said last, and what our own commits made of it
  *	map		where the committed bytes are
  *	buffer		written bytes on top of that
  *
- * A read takes what it finds in `buffer` and the rest from `map`, both under one hold of the lock; a
- * commit puts its extent into `map` and takes the segment from `buffer` under one hold. So a byte is
- * always in one of the two.
+ * A read takes what it finds in `buffer` and the rest from `map`, both under one hold of the lock;
+ * a commit puts its extent into `map` and takes the segment from `buffer` under one hold. So a byte
+ * is always in one of the two.
  *
- * Versions of a regular file only grow, by one for each commit or truncation. Replies of Redis come in
- * order, but a commit is learned on another thread: of two records the one with the higher version is
- * newer. A commit that did not make exactly attr.version + 1 shows that another mount wrote too: the
- * map is forgotten.
+ * Versions of a regular file only grow, by one for each commit or truncation. Replies of Redis come
+ * in order, but a commit is learned on another thread: of two records the one with the higher
+ * version is newer. A commit that did not make exactly attr.version + 1 shows that another mount
+ * wrote too: the map is forgotten.
  *
- * Locks: a shard of the table (references) is taken alone or inside others, never around them; order:
- * node.lock, then write_queue.lock, then table shard. Nothing is submitted to meta/ or cache/ with any
- * of them held. */
+ * Locks: a shard of the table (references) is taken alone or inside others, never around them;
+ * order: node.lock, then write_queue.lock, then table shard. Nothing is submitted to meta/ or
+ * cache/ with any of them held. */
 #pragma once
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -42,27 +42,27 @@ struct flush_wait {
 
 struct node {
 	struct node *hash_next; /* table shard's lock */
-	unsigned refs;		/* table shard's lock */
+	unsigned refs;          /* table shard's lock */
 	struct fs *fs;
 	silt_ino ino;
 
-	struct silt_lock lock;	/* everything below */
+	struct silt_lock lock; /* everything below */
 	unsigned handles;
 	struct silt_attr attr;
 	struct file_map map;
 	/* Commits of several segments may be learned out of order: how many versions below
 	 * attr.version are still to come, and the last version without such gaps. */
 	uint64_t gaps, whole_version;
-	bool asking; /* a meta_getattr for the map is on its way */
+	bool asking;                 /* a meta_getattr for the map is on its way */
 	struct request *map_waiters; /* reads that wait for the map or a window */
 	struct write_buffer buffer;
 	struct flush_wait *waiters;
-	bool dirty;	      /* buffer is not empty: a reference, a writer, a place in the queue */
+	bool dirty; /* buffer is not empty: a reference, a writer, a place in the queue */
 	struct node *dirty_prev, *dirty_next; /* write_queue.lock */
-	bool held;	      /* a truncation is under way: nothing newer than held_epoch is sent */
+	bool held; /* a truncation is under way: nothing newer than held_epoch is sent */
 	uint64_t held_epoch;
 	struct request *held_waiters;
-	bool deleted;	      /* no name is left: goes with the last handle */
+	bool deleted; /* no name is left: goes with the last handle */
 	/* Data that could not be stored and was given up: every handle reports it once. */
 	int lost_err;
 	atomic_uint error_seq;
@@ -80,7 +80,7 @@ struct node_table {
 /* Written bytes of all nodes: who is dirty, which writes wait for space. */
 struct write_queue {
 	struct silt_lock lock;
-	struct silt_cond clean; /* signalled when a node becomes clean */
+	struct silt_cond clean;    /* signalled when a node becomes clean */
 	struct node *first, *last; /* dirty nodes, the one not sealed for longest first */
 	atomic_size_t nodes;
 	struct request *parked, *parked_last;
@@ -104,7 +104,7 @@ void node_merge_locked(struct node *n, struct silt_inode *inode);
 /* The file's size with what is not stored yet. Lock held. */
 uint64_t node_size_locked(const struct node *n);
 
-/* --- flush.c ---------------------------------------------------------------------------------------*/
+/* --- flush.c ------------------------------------------------------------------------------ */
 
 /* Submits segments that were sealed under the lock. No lock held. */
 void node_submit(struct fs *fs, struct segment *chain);
@@ -120,7 +120,7 @@ void node_flush(struct fs *fs, struct node *n, struct flush_wait *w);
  * node_unhold(). false: another truncation is under way; `r` was queued, node_unhold() calls
  * fs_setattr_begin(r). */
 bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct flush_wait *w,
-			 struct request *r);
+                         struct request *r);
 
 /* Ends a truncation: sends what was held back and starts operations that waited. */
 void node_unhold(struct fs *fs, struct node *n);
@@ -131,5 +131,6 @@ void fs_relieve(struct fs *fs, bool retry);
 /* Lets parked writes go on while there is space; err != 0: fails them all. */
 void fs_unpark(struct fs *fs, int err);
 
-/* At unmount: stores everything, waits. Returns 0 or the last error; logs each file that is lost. */
+/* At unmount: stores everything, waits. Returns 0 or the last error; logs each file that is lost.
+ */
 int fs_flush_all(struct fs *fs);

@@ -2,7 +2,8 @@
  *
  * SETATTR on a file with bytes that are not stored yet: a commit sets mtime, drops set-id bits and
  * enlarges the size, so whatever changes one of these has to come after it. The bytes are stored
- * first, then the change is made. A change of size also holds newer writes back until it is done. */
+ * first, then the change is made. A change of size also holds newer writes back until it is done.
+ */
 #include <errno.h>
 #include <string.h>
 #include <sys/statvfs.h>
@@ -10,8 +11,8 @@
 
 #include "fs/fs_impl.h"
 
-#define BLOCK_SIZE (128u << 10) /* st_blksize: what cp and dd read and write at once */
-#define STATFS_BYTES ((uint64_t)1 << 50)
+#define BLOCK_SIZE    (128u << 10) /* st_blksize: what cp and dd read and write at once */
+#define STATFS_BYTES  ((uint64_t)1 << 50)
 #define STATFS_INODES ((uint64_t)1 << 40)
 
 struct silt_time fs_now(void)
@@ -41,7 +42,7 @@ void fs_fill_stat(const struct silt_attr *a, struct stat *st)
 }
 
 void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
-		   struct fuse_entry_param *e)
+                   struct fuse_entry_param *e)
 {
 	memset(e, 0, sizeof(*e));
 	e->ino = inode->attr.ino;
@@ -54,7 +55,7 @@ void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
 	fs_fill_stat(&inode->attr, &e->attr);
 }
 
-/* --- GETATTR --------------------------------------------------------------------------------------*/
+/* --- GETATTR ------------------------------------------------------------------------------ */
 
 static void reply_attr_for(struct request *r, const struct silt_inode *inode, double seconds)
 {
@@ -113,7 +114,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	meta_getattr(r->fs->cfg.meta, ino, getattr_done, r);
 }
 
-/* --- SETATTR --------------------------------------------------------------------------------------*/
+/* --- SETATTR ------------------------------------------------------------------------------ */
 
 /* The inode after the change. Its size changed by this mount: the map follows instead of being read
  * anew. */
@@ -151,7 +152,8 @@ static void setattr_done(void *arg, const struct meta_reply *reply)
 	if (!reply->err)
 		take_result(r, &reply->inode);
 	if (!reply->err && S_ISDIR(reply->inode.attr.mode))
-		dir_put(&r->fs->dirs, &reply->inode.attr); /* over what an older reply noted meanwhile */
+		dir_put(&r->fs->dirs,
+		        &reply->inode.attr); /* over what an older reply noted meanwhile */
 	if (r->node && (r->valid & META_SET_SIZE))
 		node_unhold(r->fs, r->node);
 	setattr_end(r, &reply->inode, reply->err);
@@ -246,7 +248,7 @@ static bool needs_flush(const struct request *r)
 }
 
 void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
-		struct fuse_file_info *fi)
+                struct fuse_file_info *fi)
 {
 	struct request *r = request_begin(req, KIND_SETATTR, ino);
 	if (!r)
@@ -268,7 +270,7 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
 		fs_setattr_begin(r);
 }
 
-/* --- STATFS ---------------------------------------------------------------------------------------*/
+/* --- STATFS ------------------------------------------------------------------------------- */
 
 static void statfs_done(void *arg, const struct meta_reply *reply)
 {
@@ -281,10 +283,15 @@ static void statfs_done(void *arg, const struct meta_reply *reply)
 	uint64_t used = (s->bytes + 4095) / 4096, blocks = STATFS_BYTES / 4096;
 	while (blocks < used * 2)
 		blocks *= 2;
-	struct statvfs v = { .f_bsize = 4096, .f_frsize = 4096, .f_blocks = blocks,
-			     .f_bfree = blocks - used, .f_bavail = blocks - used,
-			     .f_files = STATFS_INODES, .f_ffree = STATFS_INODES - s->inodes,
-			     .f_favail = STATFS_INODES - s->inodes, .f_namemax = SILT_NAME_MAX };
+	struct statvfs v = { .f_bsize = 4096,
+		             .f_frsize = 4096,
+		             .f_blocks = blocks,
+		             .f_bfree = blocks - used,
+		             .f_bavail = blocks - used,
+		             .f_files = STATFS_INODES,
+		             .f_ffree = STATFS_INODES - s->inodes,
+		             .f_favail = STATFS_INODES - s->inodes,
+		             .f_namemax = SILT_NAME_MAX };
 	if (request_claim(r))
 		fuse_reply_statfs(r->req, &v);
 	request_free(r);

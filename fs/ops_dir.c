@@ -1,21 +1,22 @@
 /* READDIR and READDIRPLUS, served from one page of the directory that the handle keeps.
  *
- * An offset of the kernel is a cookie of meta_readdir(), "after this entry"; 1 and 2 stand for "after
- * ." and "after ..". A request whose offset lies in the page is answered from it without a round trip;
- * any other (first, next page, seekdir) gets a new page, which replaces the old one: one page a handle,
- * whatever the directory's size. A request takes the page out of the handle while it works, so that
- * two that run at once don't share one.
+ * An offset of the kernel is a cookie of meta_readdir(), "after this entry"; 1 and 2 stand for
+ * "after
+ * ." and "after ..". A request whose offset lies in the page is answered from it without a round
+ * trip; any other (first, next page, seekdir) gets a new page, which replaces the old one: one page
+ * a handle, whatever the directory's size. A request takes the page out of the handle while it
+ * works, so that two that run at once don't share one.
  *
- * Entries in another shard carry no attributes. READDIRPLUS names them with node id 0, which tells the
- * kernel to look them up when it needs more than name and type. */
+ * Entries in another shard carry no attributes. READDIRPLUS names them with node id 0, which tells
+ * the kernel to look them up when it needs more than name and type. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "fs/fs_impl.h"
 
-#define PAGE_WANT   256
-#define AFTER_DOT   1
+#define PAGE_WANT    256
+#define AFTER_DOT    1
 #define AFTER_DOTDOT 2
 
 struct dir_page {
@@ -81,8 +82,8 @@ static void page_keep(struct dir_handle *h, struct dir_page p)
 	free((void *)old.page);
 }
 
-/* Index of the first entry after cookie `off`, or -1 if the page doesn't tell; *ask is then the cookie
- * from which to get another page. */
+/* Index of the first entry after cookie `off`, or -1 if the page doesn't tell; *ask is then the
+ * cookie from which to get another page. */
 static ssize_t page_find(const struct dir_page *p, uint64_t off, bool attrs, uint64_t *ask)
 {
 	const struct meta_dirpage *page = p->page;
@@ -106,7 +107,7 @@ static ssize_t page_find(const struct dir_page *p, uint64_t off, bool attrs, uin
 
 /* Adds one entry to the reply; false: it does not fit. */
 static bool add(struct request *r, size_t *used, const char *name, uint64_t off,
-		struct fuse_entry_param *e)
+                struct fuse_entry_param *e)
 {
 	char *at = (char *)r->buf + *used;
 	size_t room = r->size - *used, need;
@@ -188,7 +189,7 @@ static void page_done(void *arg, const struct meta_reply *reply)
 }
 
 static void readdir(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi)
+                    struct fuse_file_info *fi)
 {
 	struct request *r = request_begin(req, kind, ino);
 	if (!r)
@@ -220,7 +221,7 @@ void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
 }
 
 void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi)
+                    struct fuse_file_info *fi)
 {
 	readdir(req, KIND_READDIRPLUS, ino, size, off, fi);
 }

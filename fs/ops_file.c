@@ -1,11 +1,11 @@
 /* Open files: OPEN, CREATE, RELEASE, FLUSH, FSYNC.
  *
- * OPEN uses the inode that the LOOKUP of the same open(2) just brought (recent.h), else asks for it.
- * The kernel keeps the file's pages if they are of the version that is opened. O_TRUNC is part of OPEN
- * (FUSE_CAP_ATOMIC_O_TRUNC). close() of a file opened for reading sends no FLUSH.
+ * OPEN uses the inode that the LOOKUP of the same open(2) just brought (recent.h), else asks for
+ * it. The kernel keeps the file's pages if they are of the version that is opened. O_TRUNC is part
+ * of OPEN (FUSE_CAP_ATOMIC_O_TRUNC). close() of a file opened for reading sends no FLUSH.
  *
- * FLUSH (every close) and FSYNC answer when everything written so far is stored, or with the error. A
- * deleted file's bytes need not be stored: nobody can open it again. */
+ * FLUSH (every close) and FSYNC answer when everything written so far is stored, or with the error.
+ * A deleted file's bytes need not be stored: nobody can open it again. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@ static bool writable(int flags)
 	return (flags & O_ACCMODE) != O_RDONLY;
 }
 
-/* --- handles --------------------------------------------------------------------------------------*/
+/* --- handles ------------------------------------------------------------------------------ */
 
 struct handle *handle_ref(struct handle *h)
 {
@@ -118,7 +118,7 @@ void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	fuse_reply_err(req, 0);
 }
 
-/* --- OPEN -----------------------------------------------------------------------------------------*/
+/* --- OPEN --------------------------------------------------------------------------------- */
 
 /* Answers OPEN or CREATE with a handle on `inode`. */
 static void open_with(struct request *r, const struct silt_inode *inode)
@@ -216,10 +216,11 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	}
 }
 
-/* --- CREATE ---------------------------------------------------------------------------------------*/
+/* --- CREATE ------------------------------------------------------------------------------- */
 
 /* The kernel sent CREATE because it knew no such name; somebody made one meanwhile, and the kernel
- * will not check its permissions. Supplementary groups are not known here: they count as "other". */
+ * will not check its permissions. Supplementary groups are not known here: they count as "other".
+ */
 static bool may_open(const struct request *r, const struct silt_attr *a)
 {
 	unsigned want = 0, have;
@@ -265,19 +266,22 @@ static void create_done(void *arg, const struct meta_reply *reply)
 }
 
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
-	       struct fuse_file_info *fi)
+               struct fuse_file_info *fi)
 {
 	struct request *r = request_begin(req, KIND_CREATE, parent);
 	if (!r)
 		return;
 	r->flags = fi->flags;
-	struct meta_make how = { .mode = S_IFREG | (mode & 07777), .uid = r->uid, .gid = r->gid,
-				 .open_existing = !(fi->flags & O_EXCL), .now = fs_now() };
+	struct meta_make how = { .mode = S_IFREG | (mode & 07777),
+		                 .uid = r->uid,
+		                 .gid = r->gid,
+		                 .open_existing = !(fi->flags & O_EXCL),
+		                 .now = fs_now() };
 	request_arm(r);
 	meta_make(r->fs->cfg.meta, parent, name, strlen(name), &how, create_done, r);
 }
 
-/* --- FLUSH, FSYNC ---------------------------------------------------------------------------------*/
+/* --- FLUSH, FSYNC ------------------------------------------------------------------------- */
 
 /* The error of bytes that were given up, once for each handle. */
 static int lost_error(struct handle *h)

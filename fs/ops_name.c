@@ -1,9 +1,10 @@
-/* Operations on names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK, FORGET.
+/* Operations on names: LOOKUP, MKNOD, MKDIR, SYMLINK, LINK, UNLINK, RMDIR, RENAME, READLINK,
+ * FORGET.
  *
  * Each is one Redis call. A name's last removal deletes the inode, unless it is open: the functions
  * keep the inode when they are told that it may be open here (`keep_open`: anything is open on this
- * mount), and the reply says whether the name was the last one. Then either the inode has a node here
- * and goes with its last handle, or it is released at once. */
+ * mount), and the reply says whether the name was the last one. Then either the inode has a node
+ * here and goes with its last handle, or it is released at once. */
 #include <errno.h>
 #include <string.h>
 
@@ -88,14 +89,18 @@ void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *v)
 }
 
 static void make(fuse_req_t req, enum fuse_kind kind, fuse_ino_t parent, const char *name,
-		 mode_t mode, dev_t rdev, const char *target)
+                 mode_t mode, dev_t rdev, const char *target)
 {
 	struct request *r = request_begin(req, kind, parent);
 	if (!r)
 		return;
-	struct meta_make how = { .mode = mode, .uid = r->uid, .gid = r->gid,
-				 .rdev = (uint32_t)rdev, .target = target,
-				 .target_len = target ? strlen(target) : 0, .now = fs_now() };
+	struct meta_make how = { .mode = mode,
+		                 .uid = r->uid,
+		                 .gid = r->gid,
+		                 .rdev = (uint32_t)rdev,
+		                 .target = target,
+		                 .target_len = target ? strlen(target) : 0,
+		                 .now = fs_now() };
 	if (how.target_len > SILT_SYMLINK_MAX) {
 		request_end_err(r, -ENAMETOOLONG);
 		return;
@@ -130,7 +135,7 @@ void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name
 	meta_link(r->fs->cfg.meta, ino, parent, name, strlen(name), fs_now(), entry_done, r);
 }
 
-/* --- removal --------------------------------------------------------------------------------------*/
+/* --- removal ------------------------------------------------------------------------------ */
 
 static void plain_done(void *arg, const struct meta_reply *reply)
 {
@@ -176,7 +181,7 @@ void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 	meta_rmdir(r->fs->cfg.meta, parent, name, strlen(name), fs_now(), plain_done, r);
 }
 
-/* --- rename ---------------------------------------------------------------------------------------*/
+/* --- rename ------------------------------------------------------------------------------- */
 
 static void rename_done(void *arg, const struct meta_reply *reply)
 {
@@ -189,7 +194,7 @@ static void rename_done(void *arg, const struct meta_reply *reply)
 }
 
 void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
-	       const char *newname, unsigned flags)
+               const char *newname, unsigned flags)
 {
 	struct request *r = request_begin(req, KIND_RENAME, parent);
 	if (!r)
@@ -203,11 +208,11 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	r->dir = parent;
 	r->dir2 = newparent;
 	request_arm(r);
-	meta_rename(r->fs->cfg.meta, parent, name, strlen(name), newparent, newname, strlen(newname),
-		    flags, keep, fs_now(), rename_done, r);
+	meta_rename(r->fs->cfg.meta, parent, name, strlen(name), newparent, newname,
+	            strlen(newname), flags, keep, fs_now(), rename_done, r);
 }
 
-/* --- symbolic links -------------------------------------------------------------------------------*/
+/* --- symbolic links ----------------------------------------------------------------------- */
 
 static void readlink_done(void *arg, const struct meta_reply *reply)
 {

@@ -1,7 +1,7 @@
-/* READ. A read is planned under one hold of the node's lock: bytes that are still in the write buffer
- * are copied, holes are zeroed, and what is left becomes a list of pieces of extents. The pieces then
- * go to the cache, all at once, into one buffer. If everything was in memory the answer goes out on
- * this thread, else with the last completion.
+/* READ. A read is planned under one hold of the node's lock: bytes that are still in the write
+ * buffer are copied, holes are zeroed, and what is left becomes a list of pieces of extents. The
+ * pieces then go to the cache, all at once, into one buffer. If everything was in memory the answer
+ * goes out on this thread, else with the last completion.
  *
  * When the plan needs a window of the extent log (or the inode record) that is not here, the read
  * waits for it and is planned again from the start, so that the plan is always of one moment.
@@ -20,14 +20,14 @@
 #include "cache/pack.h"
 #include "fs/fs_impl.h"
 
-#define PREFETCH_AFTER	 (512u << 10) /* bytes read in order before it begins */
-#define PREFETCH_MAX	 ((uint64_t)4 * PACK_TARGET)
+#define PREFETCH_AFTER   (512u << 10) /* bytes read in order before it begins */
+#define PREFETCH_MAX     ((uint64_t)4 * PACK_TARGET)
 #define PREFETCH_EXTENTS 8
-#define READ_TRIES	 2
+#define READ_TRIES       2
 
 static void read_plan(struct request *r);
 
-/* --- waiting for the map --------------------------------------------------------------------------*/
+/* --- waiting for the map ------------------------------------------------------------------ */
 
 struct map_request {
 	struct fs *fs;
@@ -74,7 +74,7 @@ static void window_done(void *arg, const struct meta_reply *reply)
 	silt_unlock(&n->lock);
 	if (err == -EINVAL) {
 		silt_error(q->fs->cfg.log, "inode %llu: the extent log of window %llu is damaged",
-			   (unsigned long long)n->ino, (unsigned long long)q->window);
+		           (unsigned long long)n->ino, (unsigned long long)q->window);
 		err = -EIO;
 	}
 	map_answered(q, w, err);
@@ -120,7 +120,7 @@ static enum map_need need_locked(struct node *n, uint64_t off, uint64_t end, uin
 
 /* Sends what need_locked() asked for; `r` is among the waiters already, or NULL. */
 static void ask_map(struct fs *fs, struct node *n, enum map_need need, uint64_t window,
-		    unsigned generation)
+                    unsigned generation)
 {
 	if (need == NEED_WAIT)
 		return;
@@ -148,7 +148,7 @@ static void ask_map(struct fs *fs, struct node *n, enum map_need need, uint64_t 
 		meta_window(fs->cfg.meta, n->ino, window, window_done, q);
 }
 
-/* --- planning -------------------------------------------------------------------------------------*/
+/* --- planning ----------------------------------------------------------------------------- */
 
 static bool add_piece(struct request *r, const struct silt_extent *e, uint64_t off, uint32_t len)
 {
@@ -163,8 +163,9 @@ static bool add_piece(struct request *r, const struct silt_extent *e, uint64_t o
 		r->pieces = v;
 		r->cap_pieces = cap;
 	}
-	r->pieces[r->npieces++] =
-		(struct read_piece){ .extent = *e, .off = off, .len = len, .dst = r->buf + (off - r->off) };
+	r->pieces[r->npieces++] = (struct read_piece){
+		.extent = *e, .off = off, .len = len, .dst = r->buf + (off - r->off)
+	};
 	return true;
 }
 
@@ -198,7 +199,7 @@ static bool plan_locked(struct request *r, uint64_t end)
 	return true;
 }
 
-/* --- prefetch -------------------------------------------------------------------------------------*/
+/* --- prefetch ----------------------------------------------------------------------------- */
 
 struct prefetch {
 	struct silt_extent v[PREFETCH_EXTENTS];
@@ -252,7 +253,7 @@ static void prefetch_locked(struct request *r, uint64_t end, uint64_t size, stru
 	atomic_store(&h->prefetched, off);
 }
 
-/* --- doing it -------------------------------------------------------------------------------------*/
+/* --- doing it ----------------------------------------------------------------------------- */
 
 static void read_reply(struct request *r)
 {
@@ -301,7 +302,7 @@ static void read_pieces(struct request *r)
 	for (size_t i = 0; i < r->npieces; i++) {
 		struct read_piece *p = &r->pieces[i];
 		int rc = cache_read(fs->cfg.cache, r->node->ino, &p->extent, p->off, p->len, p->dst,
-				    piece_done, r);
+		                    piece_done, r);
 		if (rc == -EINPROGRESS)
 			continue;
 		if (rc)
@@ -331,8 +332,7 @@ static void read_plan(struct request *r)
 	/* Memory only: a file that was just written needs no map. */
 	enum map_need need = NEED_NOTHING;
 	const uint8_t *data;
-	if (end > r->off &&
-	    !(write_buffer_run(&n->buffer, r->off, end, &data) == end && data))
+	if (end > r->off && !(write_buffer_run(&n->buffer, r->off, end, &data) == end && data))
 		need = need_locked(n, r->off, end, &window);
 	unsigned generation = n->map.generation;
 	if (need != NEED_NOTHING) {
@@ -346,7 +346,7 @@ static void read_plan(struct request *r)
 	prefetch_locked(r, end, size, &ahead);
 	silt_unlock(&n->lock);
 	ask_map(fs, n, ahead.need == NEED_NOTHING ? NEED_WAIT : ahead.need, ahead.window,
-		ahead.generation);
+	        ahead.generation);
 	silt_ino ino = n->ino;
 	if (!planned) {
 		request_end_err(r, -ENOMEM);

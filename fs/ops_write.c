@@ -1,6 +1,7 @@
-/* WRITE. Bytes go into the node's buffer and the answer goes out at once; full segments are handed to
- * the cache on the way. Over the budget a write is parked: its bytes are copied (the kernel allows one
- * for each writing thread, 1 MiB at most) and put into the buffer when uploads have made space.
+/* WRITE. Bytes go into the node's buffer and the answer goes out at once; full segments are handed
+ * to the cache on the way. Over the budget a write is parked: its bytes are copied (the kernel
+ * allows one for each writing thread, 1 MiB at most) and put into the buffer when uploads have made
+ * space.
  *
  * Hot path: one lock (the node's), one copy, no allocation unless a segment grows; bench/ watches
  * sequential write. */
@@ -41,7 +42,7 @@ void fs_write_parked(struct request *r, int err)
 }
 
 static void park(fuse_req_t req, struct handle *h, fuse_ino_t ino, const char *buf, size_t size,
-		 off_t off)
+                 off_t off)
 {
 	struct request *r = request_begin(req, KIND_WRITE, ino);
 	if (!r)
@@ -65,13 +66,14 @@ static void park(fuse_req_t req, struct handle *h, fuse_ino_t ino, const char *b
 	q->parked_last = r;
 	atomic_fetch_add(&q->nparked, 1);
 	silt_unlock(&q->lock);
-	/* Space may have come in between; if nothing is on its way, failed segments are tried again. */
+	/* Space may have come in between; if nothing is on its way, failed segments are tried
+	 * again. */
 	fs_relieve(fs, atomic_load(&fs->pool.sent) == 0);
 	fs_unpark(fs, 0);
 }
 
 void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
-	      struct fuse_file_info *fi)
+              struct fuse_file_info *fi)
 {
 	struct fs *fs = fuse_req_userdata(req);
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;

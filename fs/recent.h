@@ -1,13 +1,13 @@
 /* Three small memories of what this mount just saw, all bounded and lossy:
  *
- * fresh	the inode that a LOOKUP answered, for the OPEN that follows in the same open(2): same
- *		thread, within FRESH_NS, taken once. It saves the second Redis call of an open without
+ * fresh	the inode that a LOOKUP answered, for the OPEN that follows in the same open(2):
+ * same thread, within FRESH_NS, taken once. It saves the second Redis call of an open without
  *		weakening close-to-open, because that LOOKUP was sent by this very open(2).
  * opened	which version of an inode's bytes the kernel's page cache holds: an open of the same
  *		version keeps the pages.
  * dirs		attributes of directories that this mount just changed: the kernel forgets them with
- *		every change and asks again before the next one, for the permission check. They are told
- *		to the kernel for no longer than it would have kept them itself.
+ *		every change and asks again before the next one, for the permission check. They are
+ * told to the kernel for no longer than it would have kept them itself.
  *
  * Threads: all functions from any thread. */
 #pragma once
@@ -58,14 +58,15 @@ void opened_table_free(struct opened_table *t);
 /* Notes that `ino` is opened in `version`; returns true when that is the version noted last. */
 bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
 
-/* A write of this mount made `to` out of `from`: pages of `from` plus that write are pages of `to`. */
+/* A write of this mount made `to` out of `from`: pages of `from` plus that write are pages of `to`.
+ */
 void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to);
 
 #define DIR_SLOTS 1024u
 
 struct dir_slot {
 	struct silt_attr attr; /* ino 0: empty */
-	uint64_t when;	       /* silt_now_ns() */
+	uint64_t when;         /* silt_now_ns() */
 };
 
 struct dir_table {

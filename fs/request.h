@@ -1,13 +1,14 @@
 /* A FUSE request that is waiting for Redis, the cache or space in the write buffers.
  *
- * Handlers don't block: one that can't answer at once makes a request, hands it as `arg` to meta_* or
- * cache_*, and returns to its queue; the completion (on another thread) answers and frees it.
+ * Handlers don't block: one that can't answer at once makes a request, hands it as `arg` to meta_*
+ * or cache_*, and returns to its queue; the completion (on another thread) answers and frees it.
  *
- * Who answers. A completion and an interrupt may both want to. Answering needs the claim: a word with
- * the request's serial number and a bit, changed by compare-and-swap; who changes it answers. Requests
- * live in slabs that are freed with the mount only, so a late interrupt that looks at one which was
- * used again finds another serial number and does nothing. An interrupted request that was answered
- * with EINTR is still freed by its completion: every meta_* and cache_* call ends sometime.
+ * Who answers. A completion and an interrupt may both want to. Answering needs the claim: a word
+ * with the request's serial number and a bit, changed by compare-and-swap; who changes it answers.
+ * Requests live in slabs that are freed with the mount only, so a late interrupt that looks at one
+ * which was used again finds another serial number and does nothing. An interrupted request that
+ * was answered with EINTR is still freed by its completion: every meta_* and cache_* call ends
+ * sometime.
  *
  * An interrupt (any signal to the caller) answers EINTR at once only if the caller is being killed;
  * programs don't expect EINTR of unlink(2), so for other signals the request gets a grace period
@@ -29,6 +30,7 @@ struct dir_page;
 struct dir_handle;
 
 /* Kinds of FUSE requests, by index into silt_metrics.fuse. */
+/* clang-format off */
 #define FUSE_KINDS(X)                                                                              \
 	X(INIT, "init") X(DESTROY, "destroy") X(LOOKUP, "lookup") X(FORGET, "forget")              \
 	X(GETATTR, "getattr") X(SETATTR, "setattr") X(READLINK, "readlink") X(MKNOD, "mknod")      \
@@ -39,12 +41,13 @@ struct dir_handle;
 	X(FSYNCDIR, "fsyncdir") X(STATFS, "statfs") X(SETXATTR, "setxattr")                        \
 	X(GETXATTR, "getxattr") X(LISTXATTR, "listxattr") X(REMOVEXATTR, "removexattr")            \
 	X(CREATE, "create")
+/* clang-format on */
 
 enum fuse_kind {
 #define X(id, name) KIND_##id,
 	FUSE_KINDS(X)
 #undef X
-	KIND_COUNT
+	        KIND_COUNT
 };
 _Static_assert(KIND_COUNT <= SILT_FUSE_KINDS, "silt_metrics.fuse is too small");
 
@@ -67,7 +70,7 @@ struct request {
 	pid_t pid;
 	uint32_t uid, gid;
 	fuse_ino_t ino;
-	fuse_ino_t dir, dir2; /* directories whose names change */
+	fuse_ino_t dir, dir2;  /* directories whose names change */
 	struct node *node;     /* a reference, put by the operation */
 	struct handle *handle; /* a reference, put by request_free() */
 	struct flush_wait wait;

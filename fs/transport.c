@@ -3,8 +3,9 @@
  * FUSE_HANDLE_KILLPRIV_V2: without it the kernel asks for the attribute security.capability before
  * every write(2), a round trip to this daemon; with it the daemon promises to drop set-id bits
  * whenever bytes or the owner change, and the kernel says with each request whether the caller's
- * privileges ask for that. The flag is added to the answer to INIT when the kernel offers it; the bit
- * of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread. */
+ * privileges ask for that. The flag is added to the answer to INIT when the kernel offers it; the
+ * bit of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread.
+ */
 #include <errno.h>
 #include <linux/fuse.h>
 #include <string.h>

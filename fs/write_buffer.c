@@ -10,9 +10,9 @@
 
 #include "cache/pack.h"
 
-#define SEGMENT_MIN   4096u
-#define MERGE_SMALL   (32u << 10) /* a neighbour up to this size is always worth copying */
-#define DIRTY_MANY    4096u	  /* scattered pieces of one file: they are sealed beyond this */
+#define SEGMENT_MIN 4096u
+#define MERGE_SMALL (32u << 10) /* a neighbour up to this size is always worth copying */
+#define DIRTY_MANY  4096u       /* scattered pieces of one file: they are sealed beyond this */
 
 static uint64_t segment_end(const struct segment *s)
 {
@@ -197,7 +197,7 @@ static ssize_t put_some(struct write_buffer *b, uint64_t off, const void *data, 
 }
 
 int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, size_t len,
-		     struct silt_time now, size_t *taken)
+                     struct silt_time now, size_t *taken)
 {
 	size_t done = 0;
 	int err = 0;
@@ -216,7 +216,7 @@ int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, siz
 }
 
 uint64_t write_buffer_run(const struct write_buffer *b, uint64_t off, uint64_t end,
-			  const uint8_t **data)
+                          const uint8_t **data)
 {
 	const struct segment_list *lists[] = { &b->dirty, &b->sent };
 	*data = NULL;
@@ -261,7 +261,7 @@ static void send_segment(struct write_buffer *b, struct segment *s, struct segme
 }
 
 void write_buffer_seal(struct write_buffer *b, enum seal_mode mode, uint64_t epoch,
-		       struct segment **chain)
+                       struct segment **chain)
 {
 	if (b->dirty.n > DIRTY_MANY)
 		mode = SEAL_ALL;

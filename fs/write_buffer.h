@@ -4,15 +4,15 @@
  *	dirty   |   |#####|   |##|                      grows, is overwritten in place
  *	sent    |#########|####|                        immutable, on its way to a pack
  *
- * A segment is a run of file bytes in one malloced buffer. It is at most PACK_TARGET long and lies in
- * one window of SILT_WINDOW bytes, so that it becomes exactly one extent. Dirty segments don't overlap
- * each other, nor do sent ones; a dirty one may lie over sent ones and then holds the newer bytes. It
- * is not sent before these are done: commits of overlapping bytes stay in order. A segment whose
- * upload failed stays among the sent (state SEGMENT_FAILED), holds everything newer back, and is sent
- * again by write_buffer_retry(): nothing is dropped for a fault that may pass.
+ * A segment is a run of file bytes in one malloced buffer. It is at most PACK_TARGET long and lies
+ * in one window of SILT_WINDOW bytes, so that it becomes exactly one extent. Dirty segments don't
+ * overlap each other, nor do sent ones; a dirty one may lie over sent ones and then holds the newer
+ * bytes. It is not sent before these are done: commits of overlapping bytes stay in order. A
+ * segment whose upload failed stays among the sent (state SEGMENT_FAILED), holds everything newer
+ * back, and is sent again by write_buffer_retry(): nothing is dropped for a fault that may pass.
  *
- * Not thread-safe: the owner locks (fs/node.h: the node's lock). Nothing here does I/O: what is to be
- * sent is handed out as a chain, and the owner submits it after it has let go of its lock. */
+ * Not thread-safe: the owner locks (fs/node.h: the node's lock). Nothing here does I/O: what is to
+ * be sent is handed out as a chain, and the owner submits it after it has let go of its lock. */
 #pragma once
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -24,14 +24,14 @@
 enum segment_state { SEGMENT_DIRTY, SEGMENT_SENT, SEGMENT_FAILED };
 
 struct segment {
-	void *owner;	    /* as given to write_buffer_init() */
+	void *owner;           /* as given to write_buffer_init() */
 	struct segment *chain; /* next to be submitted */
 	uint8_t *data;
 	uint64_t off;
 	uint32_t len, cap;
 	enum segment_state state;
-	int err;	 /* SEGMENT_FAILED: why */
-	uint64_t epoch;	 /* of the buffer when the segment was made */
+	int err;                  /* SEGMENT_FAILED: why */
+	uint64_t epoch;           /* of the buffer when the segment was made */
 	struct cache_write write; /* done and arg are the owner's to set */
 };
 
@@ -43,7 +43,7 @@ struct segment_list {
 
 /* Memory of all buffers of a mount. */
 struct write_pool {
-	uint64_t budget;	   /* bytes */
+	uint64_t budget;           /* bytes */
 	atomic_uint_fast64_t used; /* bytes allocated for segments */
 	atomic_uint_fast64_t sent; /* of these, in segments on their way */
 };
@@ -53,7 +53,8 @@ struct write_buffer {
 	void *owner;
 	silt_ino ino;
 	struct segment_list dirty, sent;
-	uint64_t epoch; /* new segments get it; a flush raises it: older segments are what it waits for */
+	uint64_t epoch; /* new segments get it; a flush raises it: older segments are what it waits
+	                   for */
 	struct silt_time mtime; /* of the last write */
 };
 
@@ -69,12 +70,12 @@ static inline bool write_buffer_empty(const struct write_buffer *b)
 
 /* Takes `len` bytes. -ENOMEM: the bytes before *taken are in. */
 int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, size_t len,
-		     struct silt_time now, size_t *taken);
+                     struct silt_time now, size_t *taken);
 
-/* What is at `off`: returns where the run that begins there ends (at most `end`). *data is its bytes,
- * or NULL when nothing is buffered in it. */
+/* What is at `off`: returns where the run that begins there ends (at most `end`). *data is its
+ * bytes, or NULL when nothing is buffered in it. */
 uint64_t write_buffer_run(const struct write_buffer *b, uint64_t off, uint64_t end,
-			  const uint8_t **data);
+                          const uint8_t **data);
 
 /* The end of the last buffered byte; 0 when empty. */
 uint64_t write_buffer_end(const struct write_buffer *b);
@@ -87,7 +88,7 @@ enum seal_mode {
 /* Marks dirty segments that nothing holds back as sent and puts them on `chain`. Those made after
  * `epoch` stay. The owner must hand each to cache_write(). */
 void write_buffer_seal(struct write_buffer *b, enum seal_mode mode, uint64_t epoch,
-		       struct segment **chain);
+                       struct segment **chain);
 
 /* Puts failed segments on the chain again. */
 void write_buffer_retry(struct write_buffer *b, struct segment **chain);

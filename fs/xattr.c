@@ -1,9 +1,9 @@
-/* Extended attributes: only the two virtual ones of fs.h. Every other name has no value, and setting
- * one is not supported. Listing answers nothing: the virtual ones are for those who know them (tar and
- * cp -a would try to copy them).
+/* Extended attributes: only the two virtual ones of fs.h. Every other name has no value, and
+ * setting one is not supported. Listing answers nothing: the virtual ones are for those who know
+ * them (tar and cp -a would try to copy them).
  *
- * ENOSYS would make the kernel never ask again, for any name, so it can't be used; that the kernel does
- * not ask for security.capability before every write is arranged at INIT (transport.c). */
+ * ENOSYS would make the kernel never ask again, for any name, so it can't be used; that the kernel
+ * does not ask for security.capability before every write is arranged at INIT (transport.c). */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,7 +44,7 @@ void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 }
 
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
-		 int flags)
+                 int flags)
 {
 	fs_count(fuse_req_userdata(req), KIND_SETXATTR);
 	fuse_reply_err(req, EOPNOTSUPP);

@@ -1,4 +1,5 @@
-/* Unit tests of fs/recent.h: what LOOKUP leaves for OPEN, and which version the page cache holds. */
+/* Unit tests of fs/recent.h: what LOOKUP leaves for OPEN, and which version the page cache holds.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,7 +37,7 @@ static void opened_knows_the_version(void **state)
 	assert_false(opened_note(&t, 5, 1));
 	assert_true(opened_note(&t, 5, 1));
 	assert_false(opened_note(&t, 5, 2)); /* changed elsewhere */
-	opened_advance(&t, 5, 2, 3);	     /* changed here */
+	opened_advance(&t, 5, 2, 3);         /* changed here */
 	assert_true(opened_note(&t, 5, 3));
 	opened_advance(&t, 5, 2, 9); /* on top of something else */
 	assert_false(opened_note(&t, 5, 9));

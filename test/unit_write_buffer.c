@@ -1,5 +1,5 @@
-/* Unit tests of fs/write_buffer.h and fs/file_map.h: random writes, seals, completions, failures and
- * truncations beside a plain array of bytes, with this file in the place of the cache. */
+/* Unit tests of fs/write_buffer.h and fs/file_map.h: random writes, seals, completions, failures
+ * and truncations beside a plain array of bytes, with this file in the place of the cache. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,9 +13,9 @@
 #include "fs/file_map.h"
 #include "fs/write_buffer.h"
 
-#define SPAN	(SILT_WINDOW * 2 + (4u << 20)) /* the file: crosses two window borders */
+#define SPAN    (SILT_WINDOW * 2 + (4u << 20)) /* the file: crosses two window borders */
 #define CENTRES 5
-#define FLIGHT	64
+#define FLIGHT  64
 
 /* The model: what a reader must see, and what is in the "store". */
 struct model {
@@ -38,7 +38,7 @@ static uint32_t draw(struct model *m, uint32_t below)
 static uint64_t draw_offset(struct model *m)
 {
 	static const uint64_t centres[CENTRES] = { 0, PACK_TARGET, SILT_WINDOW, SILT_WINDOW * 2,
-						   SILT_WINDOW - PACK_TARGET };
+		                                   SILT_WINDOW - PACK_TARGET };
 	uint64_t c = centres[draw(m, CENTRES)];
 	int64_t off = (int64_t)c - 300000 + (int64_t)draw(m, 600000);
 	return off < 0 ? 0 : (uint64_t)off;
