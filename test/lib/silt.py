@@ -430,13 +430,16 @@ class Suite:
         else:
             print(f"ok {name} ({took:.1f} s)")
         sys.stdout.flush()
-        # The disk is wanted by the next case; what a failed one leaves is in its logs.
         if not self.args.keep:
-            for entry in os.listdir(self.tmp):
-                path = os.path.join(self.tmp, entry)
-                if entry != "rgw" and not os.path.ismount(path):
-                    subprocess.run(["rm", "-rf", "--one-file-system", path])
+            self.remove_data()
         return not trouble
+
+    def remove_data(self):
+        """The disk is wanted by the next case; what a failed one leaves is in its logs."""
+        for entry in os.listdir(self.tmp):
+            path = os.path.join(self.tmp, entry)
+            if entry != "rgw" and not os.path.ismount(path):
+                subprocess.run(["rm", "-rf", "--one-file-system", path])
 
     def main(self):
         self.args = self.parser.parse_args()
