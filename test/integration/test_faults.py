@@ -121,8 +121,8 @@ def store_gone_for_good(t):
     m.expect(" error: ")
     write(m / "before", payload(1, 5000))
     t.siltfs("warmup", m.path)
-    proxy.proc.send_signal(signal.SIGSTOP)
-    t.finally_do(lambda: proxy.proc.send_signal(signal.SIGCONT))
+    proxy.set(hold=1)
+    t.finally_do(lambda: proxy.set(hold=0))
     equal(read(m / "before"), payload(1, 5000), "a cached file")
     victim = subprocess.Popen(["dd", "if=/dev/zero", f"of={m / 'victim'}", "bs=1M", "count=1"],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -130,7 +130,7 @@ def store_gone_for_good(t):
     victim.kill()
     # A process that waits in close() or read() of the mount can be killed.
     check(victim.wait(20) != 0, "the killed process ends")
-    proxy.proc.send_signal(signal.SIGCONT)
+    proxy.set(hold=0)
     write(m / "after", payload(2, 5000))
     m.umount()
     m = t.mount(v)

@@ -189,11 +189,12 @@ def killed_and_resumed(t, victim):
     """kill -9 of warmup, or of the daemon, in the middle: run again, it fetches the rest and what it
     then says is true."""
     rgw = t.rgw()
-    proxy = t.proxy(rgw.port, "--delay-ms", "40")  # a slow link, so that there is a middle
+    proxy = t.proxy(rgw.port)
     v = t.volume("s3", bucket=rgw.bucket(port=proxy.port))
     m = t.mount(v)
     files = make_data(m)
     m.umount()
+    proxy.set(delay_ms=40)  # a slow link, so that there is a middle
     m = t.mount(v, options=["fetch-threads=1"])
     w = subprocess.Popen([SILTFS, "warmup", m.path], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
@@ -205,6 +206,7 @@ def killed_and_resumed(t, victim):
         m.kill()
         check(w.wait(30) != 0, "warmup of a dead mount does not say it is done")
         m = t.mount(v, cache_dir=m.cache_dir)
+    proxy.set(delay_ms=0)
     t.siltfs("warmup", m.path, timeout=300)
     before = m.counters()
     verify(m, files)

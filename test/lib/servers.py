@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import hmac
 import http.client
+import json
 import os
 import re
 import signal
@@ -398,14 +399,15 @@ class Rgw:
 
 
 class Proxy:
-    """test/servers/faultproxy.py in front of a port. `args` are its own options."""
+    """test/servers/faultproxy.py in front of a port. `args` are its own options; set() changes them
+    while it runs: set(hold=1), set(p503=0.2, methods="PUT")."""
 
     def __init__(self, target_port, args=(), log=None):
-        self.port = free_port()
+        self.port, self.control = free_port(), free_port()
         self.log = open(log, "ab") if log else subprocess.DEVNULL
         self.proc = subprocess.Popen(
             [sys.executable, os.path.join(SERVERS, "faultproxy.py"), "--listen", str(self.port),
-             "--target", f"127.0.0.1:{target_port}", *args],
+             "--target", f"127.0.0.1:{target_port}", "--control", str(self.control), *args],
             stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, start_new_session=True)
 
         def up():
@@ -414,6 +416,25 @@ class Proxy:
             with socket.socket() as s:
                 return s.connect_ex(("127.0.0.1", self.port)) == 0
         wait_until(up, "the fault proxy", 20)
+        wait_until(lambda: self.ask("stats") is not None, "its control port", 20)
+
+    def ask(self, what):
+        conn = http.client.HTTPConnection("127.0.0.1", self.control, timeout=10)
+        try:
+            conn.request("GET", f"/{what}")
+            reply = conn.getresponse()
+            body = reply.read()
+        except ConnectionRefusedError:
+            return None
+        finally:
+            conn.close()
+        if reply.status != 200:
+            raise RuntimeError(f"the fault proxy says {body!r}")
+        return json.loads(body)
+
+    def set(self, **settings):
+        self.ask("set?" + urllib.parse.urlencode({k.replace("_", "-"): v
+                                                  for k, v in settings.items()}))
 
     def stop(self):
         if self.proc.poll() is None:
