@@ -73,12 +73,17 @@ static void reply_attr(struct request *r, const struct silt_inode *inode)
 	reply_attr_for(r, inode, r->fs->cfg.attr_timeout);
 }
 
-/* A deleted file of which another mount took the record away is still open here. */
+/* An inode whose record is gone but which is open here: a file that another mount deleted, or a
+ * removed directory, of which nothing else is known any more. */
 static bool open_here(struct request *r, struct silt_inode *inode)
 {
 	struct node *n = node_get(r->fs, r->ino);
+	*inode = (struct silt_inode){ .attr = { .ino = r->ino, .mode = S_IFDIR | 0700 } };
+	inode->attr.uid = r->uid;
+	inode->attr.gid = r->gid;
+	inode->attr.mtime = inode->attr.ctime = inode->attr.atime = fs_now();
 	if (!n)
-		return false;
+		return fs_dir_is_open(r->fs, r->ino);
 	silt_lock(&n->lock);
 	inode->attr = n->attr;
 	inode->attr.nlink = 0;
@@ -194,19 +199,6 @@ void fs_setattr_begin(struct request *r)
 		node_flush(r->fs, r->node, &r->wait);
 }
 
-/* A new owner: set-id bits of a file go, those of a directory stay. */
-static void chown_done(void *arg, const struct meta_reply *reply)
-{
-	struct request *r = arg;
-	if (reply->err) {
-		request_end_err(r, reply->err);
-		return;
-	}
-	if (S_ISREG(reply->inode.attr.mode))
-		r->valid |= META_CLEAR_SUID;
-	fs_setattr_begin(r);
-}
-
 static struct silt_time time_of(const struct timespec *ts)
 {
 	return (struct silt_time){ .sec = ts->tv_sec, .nsec = (uint32_t)ts->tv_nsec };
@@ -263,11 +255,10 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
 		r->valid |= META_CLEAR_SUID;
 	if (needs_flush(r))
 		r->node = node_get(r->fs, ino);
+	if (r->valid & (META_SET_UID | META_SET_GID)) /* whoever does it, as Linux does */
+		r->valid |= META_CLEAR_SUID;
 	request_arm(r);
-	if (r->valid & (META_SET_UID | META_SET_GID))
-		meta_getattr(r->fs->cfg.meta, ino, chown_done, r);
-	else
-		fs_setattr_begin(r);
+	fs_setattr_begin(r);
 }
 
 /* --- STATFS ------------------------------------------------------------------------------- */

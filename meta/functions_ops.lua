@@ -128,7 +128,7 @@ local function setattr(K, A)
     r.version = r.version + 1
     r.mtime = A[10]
   end
-  if has(128) then r.mode = drop_suid(r.mode) end
+  if has(128) and r.kind ~= DIR then r.mode = drop_suid(r.mode) end
   if has(1) then r.mode = floor(r.mode / 4096) * 4096 + tonumber(A[3]) % 4096 end
   if has(2) then r.uid = tonumber(A[4]) end
   if has(4) then r.gid = tonumber(A[5]) end

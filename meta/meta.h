@@ -142,7 +142,7 @@ enum {
 	META_SET_ATIME = 16,
 	META_SET_MTIME = 32,
 	META_SET_CTIME = 64,
-	META_CLEAR_SUID = 128, /* drop set-user-ID, and set-group-ID if group-executable */
+	META_CLEAR_SUID = 128, /* drop set-user-ID, and set-group-ID if group-executable; not of directories */
 };
 /* ctime becomes `now` unless META_SET_CTIME. A new size drops extents past it. */
 void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *values,
