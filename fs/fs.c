@@ -256,6 +256,7 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	fs->cfg = *cfg;
 	request_pool_init(&fs->requests);
 	silt_lock_init(&fs->queue.lock);
+	silt_lock_init(&fs->open_dirs.lock);
 	silt_cond_init(&fs->queue.clean);
 	fs->pool.budget = cfg->buffer_size ? cfg->buffer_size : DEFAULT_BUFFER;
 	fs->mountpoint = strdup(cfg->mountpoint);
@@ -367,6 +368,7 @@ void fs_close(struct fs *fs)
 	request_pool_free(&fs->requests);
 	silt_cond_destroy(&fs->queue.clean);
 	silt_lock_destroy(&fs->queue.lock);
+	silt_lock_destroy(&fs->open_dirs.lock);
 	free(fs->mountpoint);
 	free(fs->source);
 	free(fs->control_path);

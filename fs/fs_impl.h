@@ -27,6 +27,12 @@ struct handle {
 	atomic_uint_fast64_t next_off, streak, prefetched;
 };
 
+/* Directories that are open, for those that are removed meanwhile. */
+struct open_dirs {
+	struct silt_lock lock;
+	struct dir_handle *first;
+};
+
 struct fs {
 	struct fs_config cfg;
 	char *mountpoint, *source, *control_path;
@@ -39,6 +45,7 @@ struct fs {
 	struct fresh_table fresh;
 	struct opened_table opened;
 	struct dir_table dirs;
+	struct open_dirs open_dirs;
 	struct write_pool pool;
 	struct write_queue queue;
 	struct janitor *janitor;
@@ -67,6 +74,9 @@ void fs_setattr_begin(struct request *r);
 
 /* ops_write.c: a parked write goes on (err 0) or fails. */
 void fs_write_parked(struct request *r, int err);
+
+/* --- ops_dir.c ---------------------------------------------------------------------------- */
+bool fs_dir_is_open(struct fs *fs, silt_ino ino);
 
 /* --- ops_file.c --------------------------------------------------------------------------- */
 struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int flags);

@@ -26,9 +26,35 @@ struct dir_page {
 };
 
 struct dir_handle {
-	struct silt_lock lock;
-	struct dir_page kept; /* page NULL: none */
+	silt_ino ino;
+	struct dir_handle *prev, *next; /* open_dirs.lock */
+	struct silt_lock lock;          /* what follows */
+	struct dir_page kept;           /* page NULL: none */
 };
+
+static void handle_free(struct fs *fs, struct dir_handle *h)
+{
+	struct open_dirs *d = &fs->open_dirs;
+	silt_lock(&d->lock);
+	*(h->prev ? &h->prev->next : &d->first) = h->next;
+	if (h->next)
+		h->next->prev = h->prev;
+	silt_unlock(&d->lock);
+	free((void *)h->kept.page);
+	silt_lock_destroy(&h->lock);
+	free(h);
+}
+
+bool fs_dir_is_open(struct fs *fs, silt_ino ino)
+{
+	struct open_dirs *d = &fs->open_dirs;
+	silt_lock(&d->lock);
+	const struct dir_handle *h = d->first;
+	while (h && h->ino != ino)
+		h = h->next;
+	silt_unlock(&d->lock);
+	return h != NULL;
+}
 
 void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
@@ -40,20 +66,23 @@ void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	silt_lock_init(&h->lock);
+	h->ino = ino;
+	silt_lock(&fs->open_dirs.lock);
+	h->next = fs->open_dirs.first;
+	if (h->next)
+		h->next->prev = h;
+	fs->open_dirs.first = h;
+	silt_unlock(&fs->open_dirs.lock);
 	fi->fh = (uintptr_t)h;
-	if (fuse_reply_open(req, fi) < 0) {
-		silt_lock_destroy(&h->lock);
-		free(h);
-	}
+	if (fuse_reply_open(req, fi) < 0)
+		handle_free(fs, h);
 }
 
 void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct dir_handle *h = (struct dir_handle *)(uintptr_t)fi->fh;
-	fs_count(fuse_req_userdata(req), KIND_RELEASEDIR);
-	free((void *)h->kept.page);
-	silt_lock_destroy(&h->lock);
-	free(h);
+	struct fs *fs = fuse_req_userdata(req);
+	fs_count(fs, KIND_RELEASEDIR);
+	handle_free(fs, (struct dir_handle *)(uintptr_t)fi->fh);
 	fuse_reply_err(req, 0);
 }
 
