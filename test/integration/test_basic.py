@@ -389,6 +389,27 @@ def write_big(path, size):
             done += n
 
 
+@suite.case
+def truncated_to_nothing_with_extents_not_read_yet(t):
+    """A file of several extents, opened on a fresh mount, cut to nothing before any of them was looked
+    up, and written again: the new bytes are read (they were zeros once)."""
+    v, m = fresh(t)
+    a = os.open(m / "f", os.O_RDWR | os.O_CREAT)
+    os.pwrite(a, b"first", 0)
+    b = os.open(m / "f", os.O_RDWR)
+    os.pwrite(b, payload("second", 2_000_000), 4_000_000)
+    os.close(a)
+    os.close(b)
+    m = again(t, v, m)
+    writer = os.open(m / "f", os.O_RDWR)
+    cutter = os.open(m / "f", os.O_RDWR | os.O_TRUNC)
+    os.pwrite(writer, payload("new", 4481), 0)
+    os.close(writer)
+    equal(read(m / "f"), payload("new", 4481), "what was written after the cut")
+    os.close(cutter)
+    equal(read(m / "f"), payload("new", 4481), "after all closes")
+
+
 @suite.cases_for(**SMALL_MATRIX)
 def names(t, storage, shards):
     v, m = fresh(t, storage, shards)
