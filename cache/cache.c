@@ -142,6 +142,11 @@ void cache_drop_pack(struct cache *c, uint64_t pack)
 	fetch_drop_pack(c->fetch, pack);
 }
 
+uint32_t cache_slot_size(const struct cache *c)
+{
+	return c->tier ? tier_slot_size(c->tier) : 1;
+}
+
 void cache_space(struct cache *c, uint64_t *total, uint64_t *used)
 {
 	*total = *used = 0;

@@ -109,12 +109,15 @@ unsigned cache_fetch_width(const struct cache *c);
 /* Drops a pack from the SSD and memory. */
 void cache_drop_pack(struct cache *c, uint64_t pack);
 
+/* Bytes of a slot of the SSD: a pack takes whole slots. 1 when there is no SSD tier. */
+uint32_t cache_slot_size(const struct cache *c);
+
 /* Bytes of SSD that may be used, and bytes in use. */
 void cache_space(struct cache *c, uint64_t *total, uint64_t *used);
 
 /* Calls `each` for every used slot (for `siltfs debug slots`). */
 struct cache_slot_info {
-	uint32_t slot, piece; /* piece: which SLOT_SIZE part of the pack */
+	uint32_t slot, piece; /* piece: which slot-sized part of the pack */
 	uint64_t pack;
 	uint32_t pack_len, valid_mask;
 	uint8_t freq;

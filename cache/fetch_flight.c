@@ -6,8 +6,9 @@
  * the SSD.
  *
  * What range: 256 KiB around a frame of a small file; for a frame of a long run the rest of its 1
- * MiB piece; and after PACK_MISSES misses of one pack within a second the whole pack, in the
- * background.
+ * MiB of the pack; and after PACK_MISSES misses of one pack within a second the whole pack, in the
+ * background. Slots of the SSD may be much smaller than that; ranges begin and end where chunks of
+ * slots of any size do.
  *
  * Every frame is verified before it answers someone. Bytes that fail are believed wrong only when a
  * second GET brought them too. */
@@ -17,7 +18,9 @@
 
 #include "cache/fetch_parts.h"
 
+#define ALIGN       SLOT_CHUNK_MAX
 #define RANGE       (256u << 10)
+#define RUN_RANGE   (1u << 20)
 #define PACK_MISSES 4u
 #define HOT_NS      1000000000u
 #define WHOLE_MIN_TIER                                                                             \
@@ -45,20 +48,20 @@ static void choose_range(const struct frame_want *w, uint32_t *off, uint32_t *le
 	uint64_t begin = w->key.pack_off, end = begin + w->stored;
 	bool tier = w->op->f->tier != NULL;
 	if (w->tries > 0) { /* again, because the bytes were bad: no more than needed */
-		*off = tier ? down(begin, SLOT_CHUNK) : (uint32_t)begin;
-		*len = up(end, SLOT_CHUNK) - *off;
+		*off = tier ? down(begin, ALIGN) : (uint32_t)begin;
+		*len = up(end, ALIGN) - *off;
 		return;
 	}
 	if (e->flags & EXTENT_RUN) {
-		uint64_t run_end = up((uint64_t)e->pack_off + e->stored, SLOT_CHUNK);
-		uint64_t piece_end = up(begin + 1, SLOT_SIZE);
-		uint64_t most = run_end < piece_end ? run_end : piece_end;
-		*off = tier ? down(begin, SLOT_CHUNK) : (uint32_t)begin;
-		*len = (uint32_t)(most > end ? most : up(end, SLOT_CHUNK)) - *off;
+		uint64_t run_end = up((uint64_t)e->pack_off + e->stored, ALIGN);
+		uint64_t range_end = up(begin + 1, RUN_RANGE);
+		uint64_t most = run_end < range_end ? run_end : range_end;
+		*off = tier ? down(begin, ALIGN) : (uint32_t)begin;
+		*len = (uint32_t)(most > end ? most : up(end, ALIGN)) - *off;
 		return;
 	}
 	*off = tier ? down(begin, RANGE) : (uint32_t)begin;
-	*len = up(end, SLOT_CHUNK) - *off;
+	*len = up(end, ALIGN) - *off;
 	if (*len < RANGE)
 		*len = RANGE;
 }
@@ -237,7 +240,7 @@ static int to_tier(struct fetch *f, struct flight *fl)
 	if (!f->tier)
 		return -ENODEV;
 	if (end < fl->pack_len)
-		end = down(end, SLOT_CHUNK);
+		end = down(end, ALIGN);
 	if (end <= fl->off)
 		return 0;
 	return tier_write(f->tier, fl->pack, fl->pack_len, fl->off, end - fl->off, fl->data, false,

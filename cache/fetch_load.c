@@ -18,7 +18,7 @@ struct tail {
 
 static uint32_t down(uint32_t n)
 {
-	return n - n % SLOT_CHUNK;
+	return n - n % SLOT_CHUNK_MAX;
 }
 
 static int tail_alloc(struct tail *t, uint32_t off)

@@ -2,12 +2,15 @@
  *
  *	DIR/lock         flock: one mount a directory
  *	DIR/table        what is in each slot (slot_table.h)
- *	DIR/slots.000    SLOT_SIZE bytes a slot, at most 16 GiB a file
+ *	DIR/slots.000    one slot after the other, at most 16 GiB a file
  *	DIR/slots.001 ...
  *
- * A slot belongs to (pack, piece: which SLOT_SIZE part of the pack); 16 bits say which 64 KiB
- *chunks of it are there. The tier knows nothing of frames: readers verify what they get and call
- * tier_invalidate() for what is wrong.
+ * A slot belongs to (pack, piece: which slot-sized part of the pack); 16 bits say which sixteenths
+ * (chunks) of it are there. How large slots are is chosen when the cache is made (slot_table.h) and
+ * kept when its size is changed later, unless that would need too many of them. A pack gets slots
+ * side by side where it can, so that it is written and read back with few large requests. The tier
+ * knows nothing of frames: readers verify what they get and call tier_invalidate() for what is
+ * wrong.
  *
  * Promises: bytes of another pack are never given for this one's, whatever happens to the power (a
  * slot is given to another pack only after its free entry is durable in the table; an entry is
@@ -35,8 +38,10 @@ struct tier_config {
 	uint64_t volume;
 	struct silt_log *log;
 	struct silt_metrics *metrics; /* may be NULL */
-	unsigned rings; /* io_uring instances, each with its completion thread; 0: by cores */
-	bool no_uring;  /* use threads and pread (tests) */
+	unsigned rings;     /* io_uring instances, each with its completion thread; 0: by cores */
+	bool no_uring;      /* use threads and pread (tests) */
+	uint32_t slot_size; /* 0: by slot_size_for(), or as the cache in `dir` has it. Otherwise a
+	                     * cache with other slots is lost (tests) */
 };
 
 /* Opens or makes the cache in `dir`. Takes less than `size` when the disk has not the room.
@@ -49,6 +54,7 @@ void tier_close(struct tier *t);
 
 #define TIER_ALIGN    4096u
 #define TIER_READ_MAX (132u << 10) /* bytes of one tier_read */
+#define TIER_IO_SLOTS 4u           /* slots of SLOT_SIZE_MIN that it may touch */
 
 /* One read. The caller allocates it (in its own request: the tier allocates nothing), sets `done`,
  * and keeps it until `done`. */
@@ -60,9 +66,11 @@ struct tier_io {
 	/* private */
 	struct tier_io *next;
 	void *buf;
-	uint32_t skip, total; /* bytes before the wanted ones; bytes read in all */
-	uint32_t slot[2], at[2], len[2];
-	uint8_t segs, left, large;
+	uint32_t skip, total;             /* bytes before the wanted ones; bytes read in all */
+	uint32_t slot[TIER_IO_SLOTS], at; /* pinned; `at`: where in the first */
+	uint32_t len[TIER_IO_SLOTS];      /* of each segment: neighbours are read as one */
+	uint8_t first[TIER_IO_SLOTS];     /* the slot where it begins */
+	uint8_t slots, segs, left, large;
 	int err;
 };
 
@@ -74,11 +82,12 @@ int tier_read(struct tier *t, uint64_t pack, uint32_t off, uint32_t len, struct 
  * `buf` has room for `len` rounded up to it. */
 int tier_read_wait(struct tier *t, uint64_t pack, uint32_t off, uint32_t len, void *buf);
 
-/* Writes [off, off + len) of a pack of `pack_len` bytes; `off` is a multiple of SLOT_CHUNK, and so
- * is the end unless it is the pack's. `data` is aligned to TIER_ALIGN and readable up to the next
- * multiple of it. Chunks already here are not written again unless `verified`. `freq` (0 to 3) is
- * how many rounds of eviction the slots will survive unread. Returns when the data is written
- * (durable a moment later). -ENOSPC: all slots are in use by reads and writes; -ENODEV; -EIO. */
+/* Writes [off, off + len) of a pack of `pack_len` bytes; `off` is a multiple of SLOT_CHUNK_MAX (or
+ * at least of this cache's chunk), and so is the end unless it is the pack's. `data` is aligned to
+ * TIER_ALIGN and readable up to the next multiple of it. Chunks already here are not written again
+ * unless `verified`. `freq` (0 to 3) is how many rounds of eviction the slots will survive unread.
+ * Returns when the data is written (durable a moment later). -ENOSPC: all slots are in use by reads
+ * and writes; -ENODEV; -EIO. */
 int tier_write(struct tier *t, uint64_t pack, uint32_t pack_len, uint32_t off, uint32_t len,
                const void *data, bool verified, uint8_t freq);
 
@@ -95,6 +104,9 @@ void tier_look(struct tier *t, uint64_t pack, struct tier_pack *out);
 
 /* Notes that the whole pack, as it is here, was checked. */
 void tier_mark_verified(struct tier *t, uint64_t pack);
+
+/* Bytes of a slot: a pack takes whole slots. */
+uint32_t tier_slot_size(const struct tier *t);
 
 /* Bytes of SSD that may be used, and bytes in use. */
 void tier_space(struct tier *t, uint64_t *total, uint64_t *used);

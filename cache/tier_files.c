@@ -15,7 +15,7 @@
 #include "cache/tier_parts.h"
 #include "meta/cleanup.h"
 
-#define MIN_SLOTS    4u
+#define MIN_SIZE     ((uint64_t)4 << 20)
 #define DEFAULT_SIZE ((uint64_t)100 << 30)
 
 static int make_dirs(const char *dir)
@@ -65,9 +65,9 @@ int tier_dir_open(struct tier *t, const char *dir, struct silt_err *err)
 	return 0;
 }
 
-static void file_name(unsigned i, char out[16])
+static void file_name(unsigned i, char out[24])
 {
-	snprintf(out, 16, "slots.%03u", i);
+	snprintf(out, 24, "slots.%03u", i);
 }
 
 /* Bytes of disk that the cache's files have now: they are ours to use again. */
@@ -75,7 +75,7 @@ static uint64_t own_bytes(struct tier *t)
 {
 	uint64_t sum = 0;
 	for (unsigned i = 0; i < TIER_MAX_FILES; i++) {
-		char name[16];
+		char name[24];
 		struct stat st;
 		file_name(i, name);
 		if (fstatat(t->dirfd, name, &st, 0) < 0)
@@ -85,7 +85,7 @@ static uint64_t own_bytes(struct tier *t)
 	return sum;
 }
 
-int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint32_t *slots,
+int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint64_t *bytes,
              struct silt_err *err)
 {
 	struct statvfs v;
@@ -101,16 +101,15 @@ int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint32_t *slots,
 	uint64_t want = size;
 	if (want == 0)
 		want = have / 10 * 9 < DEFAULT_SIZE ? have / 10 * 9 : DEFAULT_SIZE;
-	uint64_t n = (want < room ? want : room) / SLOT_SIZE;
-	uint64_t most = (uint64_t)TIER_MAX_FILES * TIER_FILE_SLOTS;
-	if (n > most)
-		n = most;
-	if (want < MIN_SLOTS * (uint64_t)SLOT_SIZE)
+	uint64_t n = want < room ? want : room;
+	if (n > TIER_MAX_FILES * TIER_FILE_SIZE)
+		n = TIER_MAX_FILES * TIER_FILE_SIZE;
+	if (want < MIN_SIZE)
 		return silt_fail(err, -EINVAL,
 		                 "a cache of %llu bytes is too small; give it at "
 		                 "least %u MiB",
-		                 (unsigned long long)want, MIN_SLOTS);
-	if (n < MIN_SLOTS)
+		                 (unsigned long long)want, (unsigned)(MIN_SIZE >> 20));
+	if (n < MIN_SIZE)
 		return silt_fail(
 		        err, -ENOSPC,
 		        "no room for a cache in %s: %llu MiB free, %llu MiB must stay free "
@@ -118,10 +117,10 @@ int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint32_t *slots,
 		        "another directory",
 		        t->dir, (unsigned long long)(have >> 20), (unsigned long long)(keep >> 20),
 		        free_ratio);
-	if (size != 0 && n < size / SLOT_SIZE)
+	if (size != 0 && n < size)
 		silt_warn(t->log, "cache: %s has room for %llu MiB of the %llu MiB asked for",
-		          t->dir, (unsigned long long)n, (unsigned long long)(size >> 20));
-	*slots = (uint32_t)n;
+		          t->dir, (unsigned long long)(n >> 20), (unsigned long long)(size >> 20));
+	*bytes = n;
 	return 0;
 }
 
@@ -154,8 +153,8 @@ static int size_data(int fd, uint64_t old, uint64_t size)
 
 int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 {
-	unsigned want = (t->count + TIER_FILE_SLOTS - 1) / TIER_FILE_SLOTS;
-	char name[16];
+	unsigned want = (t->count + t->file_slots - 1) / t->file_slots;
+	char name[24];
 	t->direct = true;
 	*sound = t->count;
 	for (unsigned i = want; i < TIER_MAX_FILES; i++) {
@@ -165,9 +164,9 @@ int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 	}
 	for (unsigned i = 0; i < want; i++) {
 		struct stat st = { 0 };
-		uint32_t first = i * TIER_FILE_SLOTS;
-		uint32_t n =
-		        t->count - first < TIER_FILE_SLOTS ? t->count - first : TIER_FILE_SLOTS;
+		uint32_t first = i * t->file_slots;
+		uint32_t n = t->count - first < t->file_slots ? t->count - first : t->file_slots;
+		uint64_t size = (uint64_t)n * t->slot_size;
 		file_name(i, name);
 		int fd = open_data(t, name);
 		if (fd < 0)
@@ -175,16 +174,16 @@ int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 			                 strerror(-fd));
 		t->fds[t->files++] = fd;
 		fstat(fd, &st);
-		if ((uint64_t)st.st_size < (uint64_t)n * SLOT_SIZE) {
-			uint32_t whole = first + (uint32_t)(st.st_size / SLOT_SIZE);
+		if ((uint64_t)st.st_size < size) {
+			uint32_t whole = first + (uint32_t)(st.st_size / t->slot_size);
 			*sound = whole < *sound ? whole : *sound;
 		}
-		int rc = size_data(fd, (uint64_t)st.st_size, (uint64_t)n * SLOT_SIZE);
+		int rc = size_data(fd, (uint64_t)st.st_size, size);
 		if (rc < 0)
 			return silt_fail(err, rc,
 			                 "cannot reserve %u MiB for %s/%s: %s; free some "
 			                 "space or choose a smaller cache",
-			                 n, t->dir, name, strerror(-rc));
+			                 (unsigned)(size >> 20), t->dir, name, strerror(-rc));
 	}
 	return 0;
 }
@@ -217,7 +216,7 @@ void tier_io_error(struct tier *t, const char *what, int err)
 
 int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint32_t len)
 {
-	off_t off = (off_t)(tier_slot_offset(slot) + at);
+	off_t off = (off_t)(tier_slot_offset(t, slot) + at);
 	for (uint32_t got = 0; got < len;) {
 		ssize_t n = pread(tier_slot_fd(t, slot), (char *)buf + got, len - got, off + got);
 		if (n < 0 && errno == EINTR)
@@ -235,7 +234,7 @@ int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint3
 
 int tier_slot_pwrite(struct tier *t, uint32_t slot, uint32_t at, const void *buf, uint32_t len)
 {
-	off_t off = (off_t)(tier_slot_offset(slot) + at);
+	off_t off = (off_t)(tier_slot_offset(t, slot) + at);
 	for (uint32_t put = 0; put < len;) {
 		ssize_t n = pwrite(tier_slot_fd(t, slot), (const char *)buf + put, len - put,
 		                   off + put);

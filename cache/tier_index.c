@@ -2,6 +2,9 @@
  * lock for each 64th part of it. A lookup takes one such lock for a few loads; what was found is
  * pinned before the lock is let go, so that nothing can take the slot away under an I/O.
  *
+ * The pieces of one megabyte of a pack share a bucket: a read over several small slots needs one
+ * lock, and to see that nothing of a pack is here takes one look a megabyte, not one a slot.
+ *
  * A slot's fields belong to the shard of the pack and piece it holds. Whoever comes from the slot's
  * side (eviction, saving) reads pack and piece without a lock, takes the lock they lead to, and
  * looks again. */
@@ -10,12 +13,15 @@
 
 #include "cache/tier_parts.h"
 
+#define FREE_LOOKS 32u /* places looked at for a long enough run of free slots */
+
 #define load(p)     __atomic_load_n(&(p), __ATOMIC_RELAXED)
 #define store(p, v) __atomic_store_n(&(p), (v), __ATOMIC_RELAXED)
 
 static uint32_t bucket_of(const struct tier *t, uint64_t pack, uint32_t piece)
 {
-	uint64_t h = (pack * 0x9e3779b97f4a7c15u) ^ ((uint64_t)piece * 0xc2b2ae3d27d4eb4fu);
+	uint64_t group = piece >> t->group_shift;
+	uint64_t h = (pack * 0x9e3779b97f4a7c15u) ^ (group * 0xc2b2ae3d27d4eb4fu);
 	h ^= h >> 32;
 	h *= 0xd6e8feb86659fd93u;
 	return (uint32_t)(h >> 32) & t->mask;
@@ -26,12 +32,6 @@ struct silt_lock *tier_key_lock(struct tier *t, uint64_t pack, uint32_t piece)
 	return &t->shards[bucket_of(t, pack, piece) % TIER_SHARDS];
 }
 
-static int list_init(struct slot_list *l, uint32_t cap)
-{
-	l->v = malloc((size_t)cap * sizeof(uint32_t));
-	return l->v ? 0 : -ENOMEM;
-}
-
 int tier_index_init(struct tier *t)
 {
 	uint32_t heads = TIER_SHARDS;
@@ -40,9 +40,11 @@ int tier_index_init(struct tier *t)
 	t->mask = heads - 1;
 	t->slots = calloc(t->count, sizeof(struct slot));
 	t->heads = malloc((size_t)heads * sizeof(uint32_t));
-	if (!t->slots || !t->heads || list_init(&t->free, t->count) < 0 ||
-	    list_init(&t->dead, t->count) < 0 || list_init(&t->dirty, t->count) < 0 ||
-	    list_init(&t->saving, t->count) < 0)
+	t->entries = calloc(t->save_batch, sizeof(*t->entries));
+	t->entry_slots = calloc(t->save_batch, sizeof(*t->entry_slots));
+	if (!t->slots || !t->heads || !t->entries || !t->entry_slots ||
+	    bits_init(&t->free, t->count) < 0 || bits_init(&t->dead, t->count) < 0 ||
+	    bits_init(&t->dirty, t->count) < 0 || bits_init(&t->saving, t->count) < 0)
 		return -ENOMEM;
 	memset(t->heads, 0xff, (size_t)heads * sizeof(uint32_t));
 	return 0;
@@ -52,10 +54,12 @@ void tier_index_free(struct tier *t)
 {
 	free(t->slots);
 	free(t->heads);
-	free(t->free.v);
-	free(t->dead.v);
-	free(t->dirty.v);
-	free(t->saving.v);
+	free(t->entries);
+	free(t->entry_slots);
+	bits_free(&t->free);
+	bits_free(&t->dead);
+	bits_free(&t->dirty);
+	bits_free(&t->saving);
 }
 
 static void link_slot(struct tier *t, uint32_t i, uint64_t pack, uint32_t piece, uint32_t pack_len)
@@ -79,12 +83,12 @@ void tier_index_load(struct tier *t, uint32_t sound)
 		struct slot_entry e;
 		struct slot *s = &t->slots[i];
 		if (!slot_table_entry(&t->table, i, &e)) {
-			t->free.v[t->free.n++] = i;
+			bits_add(&t->free, i);
 			continue;
 		}
 		if (i >= sound || tier_find(t, e.pack, e.piece) != TIER_NIL) {
 			s->state = SLOT_DEAD;
-			t->dead.v[t->dead.n++] = i;
+			bits_add(&t->dead, i);
 			continue;
 		}
 		s->valid = e.valid;
@@ -103,6 +107,23 @@ uint32_t tier_find(struct tier *t, uint64_t pack, uint32_t piece)
 	return i;
 }
 
+uint32_t tier_next_of(struct tier *t, uint64_t pack, uint32_t piece, uint32_t after)
+{
+	uint32_t group = piece >> t->group_shift;
+	uint32_t i = after == TIER_NIL ? t->heads[bucket_of(t, pack, piece)] : t->slots[after].next;
+	while (i != TIER_NIL &&
+	       (t->slots[i].pack != pack || t->slots[i].piece >> t->group_shift != group))
+		i = t->slots[i].next;
+	return i;
+}
+
+static void add_to(struct tier *t, struct slot_bits *set, uint32_t i)
+{
+	silt_lock(&t->list);
+	bits_add(set, i);
+	silt_unlock(&t->list);
+}
+
 uint32_t tier_pin(struct tier *t, uint64_t pack, uint32_t piece, uint16_t need, bool hit)
 {
 	struct silt_lock *l = tier_key_lock(t, pack, piece);
@@ -119,64 +140,138 @@ uint32_t tier_pin(struct tier *t, uint64_t pack, uint32_t piece, uint16_t need, 
 	return i;
 }
 
-static uint32_t pop_free(struct tier *t)
+bool tier_pin_range(struct tier *t, uint64_t pack, uint64_t from, uint64_t to, bool hit,
+                    uint32_t *slots)
+{
+	struct silt_lock *held = NULL;
+	uint32_t n = 0, i = 0;
+	for (uint64_t at = from, end; at < to && i != TIER_NIL; at = end) {
+		uint32_t piece = (uint32_t)(at >> t->slot_shift);
+		uint64_t start = (uint64_t)piece << t->slot_shift;
+		end = start + t->slot_size < to ? start + t->slot_size : to;
+		uint16_t need = tier_chunks(t, (uint32_t)(at - start), (uint32_t)(end - start));
+		struct silt_lock *l = tier_key_lock(t, pack, piece);
+		if (l != held) {
+			if (held)
+				silt_unlock(held);
+			silt_lock(l);
+			held = l;
+		}
+		i = tier_find(t, pack, piece);
+		if (i == TIER_NIL || (t->slots[i].valid & need) != need) {
+			i = TIER_NIL;
+			continue;
+		}
+		t->slots[i].pins++;
+		if (hit && t->slots[i].freq < 3)
+			t->slots[i].freq++;
+		slots[n++] = i;
+	}
+	if (held)
+		silt_unlock(held);
+	if (i == TIER_NIL)
+		tier_unpin(t, slots, n);
+	return i != TIER_NIL;
+}
+
+/* Up to `want` free slots side by side: the first place behind the rover that has so many, or the
+ * best of a few. Returns how many. */
+static uint32_t take_free(struct tier *t, uint32_t want, uint32_t *first)
+{
+	uint32_t best = 0;
+	silt_lock(&t->list);
+	uint32_t at = t->rover;
+	for (unsigned look = 0; t->free.n > 0 && look < FREE_LOOKS && best < want; look++) {
+		uint32_t i = bits_next(&t->free, at);
+		if (i == t->count)
+			i = bits_next(&t->free, 0);
+		uint32_t n = bits_run(&t->free, i, want);
+		if (n > best) {
+			best = n;
+			*first = i;
+		}
+		at = i + n;
+	}
+	for (uint32_t k = 0; k < best; k++)
+		bits_remove(&t->free, *first + k);
+	if (best > 0)
+		t->rover = *first + best < t->count ? *first + best : 0;
+	silt_unlock(&t->list);
+	return best;
+}
+
+static void put_free(struct tier *t, uint32_t first, uint32_t n)
 {
 	silt_lock(&t->list);
-	uint32_t i = t->free.n ? t->free.v[--t->free.n] : TIER_NIL;
+	while (n-- > 0)
+		bits_add(&t->free, first + n);
 	silt_unlock(&t->list);
+}
+
+/* Pins the slot of a piece; if it has none it gets `spare`. */
+static uint32_t pin_or_link(struct tier *t, const struct slot_use *use, uint32_t piece,
+                            uint32_t spare)
+{
+	struct silt_lock *l = tier_key_lock(t, use->pack, piece);
+	silt_lock(l);
+	uint32_t i = tier_find(t, use->pack, piece);
+	if (i == TIER_NIL && spare != TIER_NIL) {
+		struct slot *s = &t->slots[spare];
+		s->valid = 0;
+		s->flags = 0;
+		s->freq = use->freq;
+		s->pins = 0;
+		link_slot(t, spare, use->pack, piece, use->pack_len);
+		i = spare;
+	}
+	if (i != TIER_NIL)
+		t->slots[i].pins++;
+	silt_unlock(l);
 	return i;
 }
 
-static void push(struct tier *t, struct slot_list *l, uint32_t i)
+int tier_pin_new(struct tier *t, const struct slot_use *use, uint32_t piece, uint32_t n,
+                 uint32_t *slots)
 {
-	silt_lock(&t->list);
-	assert(l->n < t->count);
-	l->v[l->n++] = i;
-	silt_unlock(&t->list);
-}
-
-int tier_pin_new(struct tier *t, uint64_t pack, uint32_t piece, uint32_t pack_len, uint8_t freq,
-                 uint32_t *slot)
-{
-	*slot = tier_pin(t, pack, piece, 0, false);
-	if (*slot != TIER_NIL)
-		return 0;
-	uint32_t i = pop_free(t);
-	while (i == TIER_NIL) {
-		if (tier_reclaim(t) == 0)
+	uint32_t got = 0, spare = 0, spares = 0;
+	while (got < n) {
+		uint32_t i = pin_or_link(t, use, piece + got, spares ? spare : TIER_NIL);
+		if (i != TIER_NIL) {
+			slots[got++] = i;
+			if (spares && i == spare) {
+				spare++;
+				spares--;
+			}
+			continue;
+		}
+		spares = take_free(t, n - got, &spare);
+		if (spares == 0 && got > 0)
+			break;
+		if (spares == 0 && tier_reclaim(t) == 0)
 			return -ENOSPC;
-		i = pop_free(t);
 	}
-	struct silt_lock *l = tier_key_lock(t, pack, piece);
-	silt_lock(l);
-	*slot = tier_find(t, pack, piece);
-	if (*slot == TIER_NIL) {
-		struct slot *s = &t->slots[i];
-		s->valid = 0;
-		s->flags = 0;
-		s->freq = freq;
-		s->pins = 0;
-		link_slot(t, i, pack, piece, pack_len);
-		*slot = i;
-		i = TIER_NIL;
-	}
-	t->slots[*slot].pins++;
-	silt_unlock(l);
-	if (i != TIER_NIL)
-		push(t, &t->free, i);
-	return 0;
+	put_free(t, spare, spares);
+	return (int)got;
 }
 
-void tier_unpin(struct tier *t, uint32_t i)
+void tier_unpin(struct tier *t, const uint32_t *slots, uint32_t n)
 {
-	struct slot *s = &t->slots[i];
-	struct silt_lock *l = tier_key_lock(t, s->pack, s->piece); /* pinned: they stay */
-	silt_lock(l);
-	assert(s->pins > 0);
-	bool dead = --s->pins == 0 && s->state == SLOT_DEAD;
-	silt_unlock(l);
-	if (dead)
-		push(t, &t->dead, i);
+	struct silt_lock *held = NULL;
+	for (uint32_t k = 0; k < n; k++) {
+		struct slot *s = &t->slots[slots[k]];
+		struct silt_lock *l = tier_key_lock(t, s->pack, s->piece); /* pinned: they stay */
+		if (l != held) {
+			if (held)
+				silt_unlock(held);
+			silt_lock(l);
+			held = l;
+		}
+		assert(s->pins > 0);
+		if (--s->pins == 0 && s->state == SLOT_DEAD)
+			add_to(t, &t->dead, slots[k]);
+	}
+	if (held)
+		silt_unlock(held);
 }
 
 void tier_set_valid(struct tier *t, uint32_t i, uint16_t bits, bool verified)
@@ -187,7 +282,7 @@ void tier_set_valid(struct tier *t, uint32_t i, uint16_t bits, bool verified)
 	bool used = s->state == SLOT_USED;
 	if (used) {
 		s->valid |= bits;
-		if (verified && bits == slot_full_mask(s->pack_len, s->piece))
+		if (verified && bits == slot_full_mask(t->slot_size, s->pack_len, s->piece))
 			s->flags |= SLOT_VERIFIED;
 		else
 			s->flags &= (uint8_t)~SLOT_VERIFIED;
@@ -222,15 +317,10 @@ void tier_kill(struct tier *t, uint32_t i)
 	store(s->state, SLOT_DEAD);
 	silt_uncount(t->metrics, M_SSD_SLOTS_USED, 1);
 	if (s->pins == 0)
-		push(t, &t->dead, i);
+		add_to(t, &t->dead, i);
 }
 
 void tier_mark_dirty(struct tier *t, uint32_t i)
 {
-	silt_lock(&t->list);
-	if (!t->slots[i].dirty) {
-		t->slots[i].dirty = 1;
-		t->dirty.v[t->dirty.n++] = i;
-	}
-	silt_unlock(&t->list);
+	add_to(t, &t->dirty, i);
 }

@@ -2,25 +2,30 @@
  *
  * Locks, in the order in which they may be taken:
  *	save	one at a time: writing entries to the table, reclaiming slots
- *	shard	the index chains of its buckets, and the fields of slots whose (pack, piece) hashes
- *there list	the free, dead and dirty lists
+ *	shard	its buckets of the index, and the slots whose (pack, piece) hash there
+ *	list	the free, dead and dirty sets
  *
  * Life of a slot:
- *	FREE	on the free list; its entry on disk is free, durably
+ *	FREE	in the free set; its entry on disk is free, durably
  *	USED	in the index; readers and writers pin it
- *	DEAD	out of the index (evicted, dropped); once unpinned it is on the dead list, and when
- *its free entry is durable it is FREE again */
+ *	DEAD	out of the index (evicted, dropped); in the dead set once unpinned, and when its
+ *		free entry is durable it is FREE again
+ *
+ * Memory: 32 bytes a slot, 4 to 8 of index, and 4 bits: 40 MB for the million slots of 64 GiB. */
 #pragma once
 #include <stdatomic.h>
 
+#include "cache/pack.h"
 #include "cache/tier.h"
+#include "cache/tier_bits.h"
 #include "meta/lock.h"
 
 #define TIER_SHARDS         64u
-#define TIER_FILE_SLOTS     (16u << 10)
+#define TIER_FILE_SIZE      ((uint64_t)16 << 30)
 #define TIER_MAX_FILES      1024u
 #define TIER_MAX_RINGS      8u
-#define TIER_RECLAIM_BATCH  64u
+#define TIER_GROUP          (1u << 20) /* bytes of a pack that share a bucket of the index */
+#define TIER_RUN            256u       /* slots pinned at once for one write or read */
 #define TIER_ERRORS_ALLOWED 8u
 #define TIER_NIL            UINT32_MAX
 
@@ -34,14 +39,8 @@ struct slot {
 	uint8_t freq, flags;
 	uint32_t pins;
 	uint8_t state;
-	uint8_t dirty; /* on the dirty list; under `list` */
 };
-
-/* A stack of slot numbers. */
-struct slot_list {
-	uint32_t *v;
-	uint32_t n;
-};
+_Static_assert(sizeof(struct slot) == 32, "a million of them");
 
 struct tier_ring;
 
@@ -55,16 +54,26 @@ struct tier {
 	bool direct;
 
 	uint32_t count; /* slots */
+	uint32_t slot_size, slot_shift;
+	uint32_t file_slots;    /* in each data file but the last */
+	uint32_t group_shift;   /* pieces of a TIER_GROUP, as a shift */
+	uint32_t run;           /* slots that one write may pin at once */
+	uint32_t reclaim_batch; /* slots that one flush of the table makes free */
+	uint32_t save_batch;    /* entries that one flush of the data lets be written */
+
 	struct slot *slots;
 	uint32_t *heads;
 	uint32_t mask; /* number of heads - 1 */
 	struct silt_lock shards[TIER_SHARDS];
 
 	struct silt_lock list;
-	struct slot_list free, dead, dirty;
-	struct slot_list saving; /* under `save` */
+	struct slot_bits free, dead, dirty;
+	uint32_t rover; /* where to look for free slots */
 
 	struct silt_lock save;
+	struct slot_bits saving;    /* what was dirty; empty but during a save */
+	struct slot_entry *entries; /* save_batch of them, for a save */
+	uint32_t *entry_slots;
 	struct slot_table table;
 	uint32_t hand; /* next slot to look at for eviction; under `save` */
 
@@ -85,8 +94,8 @@ struct tier {
  * ---------------------------- */
 int tier_dir_open(struct tier *t, const char *dir, struct silt_err *err);
 
-/* How many slots fit: `size` bytes wanted (0: choose), the reserve kept. */
-int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint32_t *slots,
+/* How many bytes fit: `size` wanted (0: choose), the reserve kept. */
+int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint64_t *bytes,
              struct silt_err *err);
 
 /* Opens, makes and sizes the data files for t->count slots. *sound: slots below it lie in parts of
@@ -94,19 +103,26 @@ int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint32_t *slots,
 int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err);
 void tier_files_close(struct tier *t);
 
-/* Whole-buffer I/O at byte `at` of a slot; errors are counted and may take the tier out of use. */
+/* Whole-buffer I/O at byte `at` of a slot, and on into the slots after it; errors are counted and
+ * may take the tier out of use. */
 int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint32_t len);
 int tier_slot_pwrite(struct tier *t, uint32_t slot, uint32_t at, const void *buf, uint32_t len);
 void tier_io_error(struct tier *t, const char *what, int err);
 
 static inline int tier_slot_fd(const struct tier *t, uint32_t slot)
 {
-	return t->fds[slot / TIER_FILE_SLOTS];
+	return t->fds[slot / t->file_slots];
 }
 
-static inline uint64_t tier_slot_offset(uint32_t slot)
+static inline uint64_t tier_slot_offset(const struct tier *t, uint32_t slot)
 {
-	return (uint64_t)(slot % TIER_FILE_SLOTS) * SLOT_SIZE;
+	return (uint64_t)(slot % t->file_slots) << t->slot_shift;
+}
+
+/* Whether `b` lies right behind `a`, so that one I/O can cover both. */
+static inline bool tier_adjacent(const struct tier *t, uint32_t a, uint32_t b)
+{
+	return b == a + 1 && b % t->file_slots != 0;
 }
 
 /* --- tier_index.c: which slot holds what, pins ---------------------------------------------------
@@ -121,12 +137,25 @@ void tier_index_load(struct tier *t, uint32_t sound);
  * counts for eviction. */
 uint32_t tier_pin(struct tier *t, uint64_t pack, uint32_t piece, uint16_t need, bool hit);
 
-/* Pins the slot of (pack, piece), giving it one when it has none (may evict, may wait for the
- * disk). -ENOSPC: every slot is pinned. */
-int tier_pin_new(struct tier *t, uint64_t pack, uint32_t piece, uint32_t pack_len, uint8_t freq,
-                 uint32_t *slot);
+/* Pins the slots of all pieces that bytes [from, to) of a pack touch, if every chunk of these is
+ * here; else none. */
+bool tier_pin_range(struct tier *t, uint64_t pack, uint64_t from, uint64_t to, bool hit,
+                    uint32_t *slots);
 
-void tier_unpin(struct tier *t, uint32_t slot);
+/* What a slot is wanted for. */
+struct slot_use {
+	uint64_t pack;
+	uint32_t pack_len;
+	uint8_t freq;
+};
+
+/* Pins the slots of up to `n` pieces from `piece` on, giving slots to those that have none: side by
+ * side where there are such. May evict and wait for the disk, but never with pins held: then it
+ * returns less than `n`. Returns how many (at least 1). -ENOSPC: every slot is pinned. */
+int tier_pin_new(struct tier *t, const struct slot_use *use, uint32_t piece, uint32_t n,
+                 uint32_t *slots);
+
+void tier_unpin(struct tier *t, const uint32_t *slots, uint32_t n);
 
 /* After a write of a pinned slot: the chunks in `bits` are here. */
 void tier_set_valid(struct tier *t, uint32_t slot, uint16_t bits, bool verified);
@@ -135,25 +164,29 @@ void tier_set_valid(struct tier *t, uint32_t slot, uint16_t bits, bool verified)
 struct silt_lock *tier_slot_lock(struct tier *t, uint32_t slot);
 struct silt_lock *tier_key_lock(struct tier *t, uint64_t pack, uint32_t piece);
 
-/* Takes a used slot out of the index; its shard is locked. It comes on the dead list when unpinned.
- */
+/* Takes a used slot out of the index; its shard is locked. It is dead when unpinned. */
 void tier_kill(struct tier *t, uint32_t slot);
 uint32_t tier_find(struct tier *t, uint64_t pack, uint32_t piece);
 
-/* Puts a slot on the dirty list (once). */
+/* Goes along the slots of one pack whose pieces are in the group of `piece`, in no order: the first
+ * with after == TIER_NIL, TIER_NIL at the end. The group's lock (tier_key_lock) is held. */
+uint32_t tier_next_of(struct tier *t, uint64_t pack, uint32_t piece, uint32_t after);
+
+/* The entry of this slot must be written. */
 void tier_mark_dirty(struct tier *t, uint32_t slot);
 
 /* The chunks of one piece that bytes [from, to) of it touch. */
-static inline uint16_t tier_chunks(uint32_t from, uint32_t to)
+static inline uint16_t tier_chunks(const struct tier *t, uint32_t from, uint32_t to)
 {
-	uint32_t a = from / SLOT_CHUNK, b = (to + SLOT_CHUNK - 1) / SLOT_CHUNK;
+	uint32_t chunk = t->slot_size / SLOT_CHUNKS;
+	uint32_t a = from / chunk, b = (to + chunk - 1) / chunk;
 	return (uint16_t)(((1u << b) - 1) & ~((1u << a) - 1));
 }
 
 /* --- tier_save.c: the table on disk, eviction
  * ------------------------------------------------------*/
 
-/* Makes up to TIER_RECLAIM_BATCH slots free, evicting if none are dead. Returns how many. */
+/* Makes up to reclaim_batch slots free, evicting if none are dead. Returns how many. */
 unsigned tier_reclaim(struct tier *t);
 void *tier_saver(void *tier);
 

@@ -26,11 +26,15 @@
 #define SMALL_COUNT 192u
 #define LARGE_COUNT 48u
 #define ARENA       ((size_t)SMALL * SMALL_COUNT + (size_t)LARGE * LARGE_COUNT)
-#define ENTRIES     512u /* >= two segments for every buffer, and the eventfd */
+#define ENTRIES     1024u /* >= all segments for every buffer, and the eventfd */
 #define POOL        8u
+#define SEG_MASK    ((uint64_t)TIER_IO_SLOTS - 1) /* in user data: the low bits of the address */
 
 _Static_assert(LARGE >= TIER_READ_MAX + 2 * TIER_ALIGN, "a read must fit a buffer");
-_Static_assert(ENTRIES > 2 * (SMALL_COUNT + LARGE_COUNT), "the ring must never be full");
+_Static_assert(ENTRIES > TIER_IO_SLOTS * (SMALL_COUNT + LARGE_COUNT),
+               "the ring must never be full");
+_Static_assert((TIER_IO_SLOTS & SEG_MASK) == 0 && _Alignof(struct tier_io) >= TIER_IO_SLOTS,
+               "an address must leave room for the number of a segment");
 
 struct io_list {
 	struct tier_io *first, **last;
@@ -129,8 +133,7 @@ static int arena_init(struct tier_ring *r)
 static void complete(struct tier *t, struct tier_io *io)
 {
 	int err = io->err;
-	for (unsigned i = 0; i < io->segs; i++)
-		tier_unpin(t, io->slot[i]);
+	tier_unpin(t, io->slot, io->slots);
 	if (err == 0)
 		silt_count(t->metrics, M_SSD_READ_BYTES, io->total);
 	io->done(io, (const uint8_t *)io->buf + io->skip, err);
@@ -147,9 +150,10 @@ static void prepare(struct tier_ring *r, struct tier_io *io)
 	for (unsigned i = 0; i < io->segs; i++) {
 		struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
 		assert(sqe); /* there are more entries than buffers */
-		unsigned file = io->slot[i] / TIER_FILE_SLOTS;
+		uint32_t slot = io->slot[io->first[i]];
+		unsigned file = slot / r->tier->file_slots;
 		char *buf = (char *)io->buf + put;
-		uint64_t off = tier_slot_offset(io->slot[i]) + io->at[i];
+		uint64_t off = tier_slot_offset(r->tier, slot) + (i == 0 ? io->at : 0);
 		int fd = r->registered ? (int)file : r->tier->fds[file];
 		if (r->registered)
 			io_uring_prep_read_fixed(sqe, fd, buf, io->len[i], off, 0);
@@ -181,8 +185,8 @@ static void on_cqe(struct tier_ring *r, const struct io_uring_cqe *cqe)
 		r->armed = false;
 		return;
 	}
-	struct tier_io *io = (struct tier_io *)(uintptr_t)(data & ~(uint64_t)1);
-	unsigned seg = data & 1;
+	struct tier_io *io = (struct tier_io *)(uintptr_t)(data & ~SEG_MASK);
+	unsigned seg = data & SEG_MASK;
 	if (cqe->res != (int)io->len[seg]) {
 		io->err = cqe->res < 0 ? cqe->res : -EIO;
 		if (io->err != -EAGAIN && io->err != -EINTR)
@@ -312,8 +316,8 @@ static void pread_one(struct tier_ring *r, struct tier_io *io, void *buf)
 	io->buf = buf;
 	io->err = 0;
 	for (unsigned i = 0; i < io->segs && io->err == 0; i++) {
-		io->err = tier_slot_pread(r->tier, io->slot[i], io->at[i], (char *)buf + put,
-		                          io->len[i]);
+		io->err = tier_slot_pread(r->tier, io->slot[io->first[i]], i == 0 ? io->at : 0,
+		                          (char *)buf + put, io->len[i]);
 		put += io->len[i];
 	}
 	complete(r->tier, io);

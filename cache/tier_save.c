@@ -1,24 +1,23 @@
 /* The order of writes that makes the tier safe, and eviction.
  *
- *	a chunk	  data written -> valid bit in memory -> ... fdatasync of the data -> entry in the
- *table reuse	  slot out of the index, unpinned -> free entry in the table -> fdatasync of the
- *table -> free list -> data of another pack
+ * A chunk: data written -> valid bit in memory -> ... fdatasync of the data -> entry in the table.
+ *
+ * Reuse: slot out of the index, unpinned -> free entry in the table -> fdatasync of the table ->
+ * free set -> data of another pack.
  *
  * So at no moment does a durable entry name bytes that are not, or no longer, in its slot. Both
- *sides run under `save`, in batches: one flush of the disk is shared by up to TIER_RECLAIM_BATCH
- *evictions, or by all slots written within a second.
+ * sides run under `save`, in batches: one flush of the disk is shared by up to 64 MiB of evictions,
+ * or by 256 MiB of slots written within a second.
  *
  * Eviction is S3-FIFO's main queue: a hand goes round the slots, a slot that was read since the
- *hand came by loses one of its up to three lives, one without any is taken. New slots come without
- *a life (a miss that is never read again leaves first), those that a warmup asked for with all
- *three. */
+ * hand came by loses one of its up to three lives, one without any is taken. New slots come without
+ * a life (a miss that is never read again leaves first), those that a warmup asked for with all
+ * three. */
 #include <errno.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "cache/tier_parts.h"
 
-#define SAVE_BATCH    256u
 #define SAVE_EVERY_NS 1000000000u
 
 /* Takes up to `want` slots out of the index. */
@@ -46,39 +45,47 @@ static unsigned evict(struct tier *t, unsigned want)
 	return got;
 }
 
-static uint32_t list_len(struct tier *t, const struct slot_list *l)
+static uint32_t set_size(struct tier *t, const struct slot_bits *set)
 {
 	silt_lock(&t->list);
-	uint32_t n = l->n;
+	uint32_t n = set->n;
 	silt_unlock(&t->list);
 	return n;
 }
 
-/* Makes a batch of dead slots free. */
-static unsigned free_dead(struct tier *t)
+/* Writes free entries for all dead slots of a batch, which is in order. */
+static int put_free_entries(struct tier *t, const uint32_t *v, uint32_t n)
 {
-	uint32_t v[TIER_RECLAIM_BATCH];
-	unsigned n = 0;
-	static const struct slot_entry none;
+	int rc = 0;
+	for (uint32_t i = 0, k; i < n && rc == 0; i = k) {
+		for (k = i + 1; k < n && v[k] == v[k - 1] + 1;)
+			k++;
+		rc = slot_table_put(&t->table, v[i], NULL, k - i);
+	}
+	return rc == 0 ? slot_table_sync(&t->table) : rc;
+}
+
+/* Makes a batch of dead slots free. */
+static uint32_t free_dead(struct tier *t)
+{
+	uint32_t *v = t->entry_slots, n = 0;
 	silt_lock(&t->list);
-	while (n < TIER_RECLAIM_BATCH && t->dead.n > 0)
-		v[n++] = t->dead.v[--t->dead.n];
+	for (uint32_t i = 0; n < t->reclaim_batch && t->dead.n > 0; n++) {
+		i = bits_next(&t->dead, i);
+		bits_remove(&t->dead, i);
+		v[n] = i;
+	}
 	silt_unlock(&t->list);
 	if (n == 0)
 		return 0;
-	int rc = 0;
-	for (unsigned i = 0; i < n && rc == 0; i++)
-		rc = slot_table_put(&t->table, v[i], &none);
-	if (rc == 0)
-		rc = slot_table_sync(&t->table);
+	int rc = put_free_entries(t, v, n);
 	if (rc < 0)
 		tier_io_error(t, "writing the slot table", rc);
 	silt_lock(&t->list);
-	struct slot_list *to = rc == 0 ? &t->free : &t->dead;
-	for (unsigned i = 0; i < n; i++) {
+	for (uint32_t i = 0; i < n; i++) {
 		if (rc == 0)
 			__atomic_store_n(&t->slots[v[i]].state, SLOT_FREE, __ATOMIC_RELAXED);
-		to->v[to->n++] = v[i];
+		bits_add(rc == 0 ? &t->free : &t->dead, v[i]);
 	}
 	silt_unlock(&t->list);
 	return rc == 0 ? n : 0;
@@ -87,11 +94,10 @@ static unsigned free_dead(struct tier *t)
 unsigned tier_reclaim(struct tier *t)
 {
 	silt_lock(&t->save);
-	unsigned got = list_len(t, &t->free); /* someone else may have been here before us */
+	unsigned got = set_size(t, &t->free); /* someone else may have been here before us */
 	if (got == 0) {
-		unsigned want =
-		        t->count / 8 < TIER_RECLAIM_BATCH ? t->count / 8 : TIER_RECLAIM_BATCH;
-		if (list_len(t, &t->dead) == 0)
+		unsigned want = t->count / 8 < t->reclaim_batch ? t->count / 8 : t->reclaim_batch;
+		if (set_size(t, &t->dead) == 0)
 			evict(t, want ? want : 1);
 		got = free_dead(t);
 	}
@@ -117,61 +123,75 @@ static bool snapshot(struct tier *t, uint32_t i, struct slot_entry *e)
 	return true;
 }
 
-static int save_batch(struct tier *t, const uint32_t *v, unsigned n)
+/* Flushes the data files, then writes the first `n` entries of t->entries, which are in order. */
+static int save_entries(struct tier *t, uint32_t n)
 {
-	struct slot_entry e[SAVE_BATCH];
-	uint32_t slot[SAVE_BATCH];
-	unsigned used = 0;
-	int synced = -1; /* the file flushed last; slots of a batch are mostly of one file */
-	for (unsigned i = 0; i < n; i++) {
-		if (snapshot(t, v[i], &e[used]))
-			slot[used++] = v[i];
-	}
-	for (unsigned i = 0; i < used; i++) {
+	const uint32_t *slot = t->entry_slots;
+	int synced = -1; /* the file flushed last */
+	for (uint32_t i = 0; i < n; i++) {
 		int fd = tier_slot_fd(t, slot[i]);
 		if (fd != synced && fdatasync(fd) < 0)
 			return -errno;
 		synced = fd;
 	}
-	for (unsigned i = 0; i < used; i++) {
-		int rc = slot_table_put(&t->table, slot[i], &e[i]);
-		if (rc < 0)
-			return rc;
+	int rc = 0;
+	for (uint32_t i = 0, k; i < n && rc == 0; i = k) {
+		for (k = i + 1; k < n && slot[k] == slot[k - 1] + 1;)
+			k++;
+		rc = slot_table_put(&t->table, slot[i], &t->entries[i], k - i);
 	}
-	return 0;
+	return rc;
 }
 
-static int compare_slots(const void *a, const void *b)
+/* Takes the next batch out of `saving`, from *at on, and writes it. */
+static int save_batch(struct tier *t, uint32_t *at)
 {
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-	return x < y ? -1 : x > y;
+	uint32_t used = 0;
+	while (used < t->save_batch && t->saving.n > 0) {
+		uint32_t i = bits_next(&t->saving, *at);
+		bits_remove(&t->saving, i);
+		*at = i + 1;
+		if (snapshot(t, i, &t->entries[used]))
+			t->entry_slots[used++] = i;
+	}
+	int rc = save_entries(t, used);
+	for (uint32_t i = 0; rc < 0 && i < used; i++)
+		tier_mark_dirty(t, t->entry_slots[i]);
+	return rc;
 }
 
 static void take_dirty(struct tier *t)
 {
 	silt_lock(&t->list);
-	struct slot_list empty = t->saving;
+	struct slot_bits empty = t->saving;
 	t->saving = t->dirty;
 	t->dirty = empty;
-	t->dirty.n = 0;
-	for (uint32_t i = 0; i < t->saving.n; i++)
-		t->slots[t->saving.v[i]].dirty = 0;
 	silt_unlock(&t->list);
-	qsort(t->saving.v, t->saving.n, sizeof(uint32_t), compare_slots);
+}
+
+/* After an error: they are still to be written. */
+static void keep_dirty(struct tier *t)
+{
+	for (uint32_t i = 0; t->saving.n > 0; i++) {
+		i = bits_next(&t->saving, i);
+		bits_remove(&t->saving, i);
+		tier_mark_dirty(t, i);
+	}
 }
 
 int tier_save(struct tier *t)
 {
 	int rc = 0;
+	uint32_t at = 0;
 	silt_lock(&t->save);
 	take_dirty(t);
-	for (uint32_t i = 0; i < t->saving.n && rc == 0; i += SAVE_BATCH) {
-		uint32_t n = t->saving.n - i < SAVE_BATCH ? t->saving.n - i : SAVE_BATCH;
-		rc = save_batch(t, t->saving.v + i, n);
-	}
+	bool any = t->saving.n > 0;
+	while (rc == 0 && t->saving.n > 0)
+		rc = save_batch(t, &at);
+	keep_dirty(t);
 	while (rc == 0 && free_dead(t) > 0)
 		;
-	if (rc == 0 && t->saving.n > 0)
+	if (rc == 0 && any)
 		rc = slot_table_sync(&t->table);
 	if (rc < 0)
 		tier_io_error(t, "saving the slot table", rc);

@@ -23,7 +23,6 @@
 
 #include "cache/pack.h"
 #include "cache/pack_set.h"
-#include "cache/slot_table.h"
 #include "cache/warmup_walk.h"
 #include "meta/cleanup.h"
 
@@ -57,6 +56,7 @@ struct warmup {
 	struct pack_set set;
 	uint64_t begun_ns, next_progress_ns;
 	uint64_t total, free_space, needed; /* bytes of SSD */
+	uint32_t slot_size;
 	bool no_memory;
 	/* fetching */
 	struct fetch *fetches, *idle; /* all of them; those not in use */
@@ -89,9 +89,18 @@ static void on_file(void *arg, uint64_t size)
 	r->p.bytes += size;
 }
 
-static uint64_t whole_slots(uint64_t bytes)
+static uint64_t whole_slots(const struct warmup *r, uint64_t bytes)
 {
-	return (bytes + SLOT_SIZE - 1) / SLOT_SIZE * SLOT_SIZE;
+	return (bytes + r->slot_size - 1) / r->slot_size * r->slot_size;
+}
+
+/* The pack is at least so long. */
+static void pack_reaches(struct warmup *r, struct pack_entry *p, uint64_t end)
+{
+	if (end <= p->end || end > UINT32_MAX)
+		return;
+	r->needed += whole_slots(r, end) - whole_slots(r, p->end);
+	p->end = (uint32_t)end;
 }
 
 static bool on_extent(void *arg, const struct silt_extent *e)
@@ -113,10 +122,7 @@ static bool on_extent(void *arg, const struct silt_extent *e)
 			r->p.packs_done++;
 		}
 	}
-	if (end > p->end && end <= UINT32_MAX) {
-		r->needed += whole_slots(end) - whole_slots(p->end);
-		p->end = (uint32_t)end;
-	}
+	pack_reaches(r, p, end);
 	return true;
 }
 
@@ -462,6 +468,7 @@ static int run(struct warmup *r)
 	int rc;
 
 	cache_space(r->cfg->cache, &r->total, &used);
+	r->slot_size = cache_slot_size(r->cfg->cache);
 	if (r->total == 0 && !r->cfg->drop)
 		return fail(r, -ENODEV,
 		            "this mount has no cache directory; mount with "

@@ -22,6 +22,8 @@
 #define FILES  600u  /* small files in a pack */
 #define BIG    (3u * MIB + 12345)
 
+static uint32_t slot_size; /* of this round of all tests */
+
 struct fixture {
 	char dir[64], objects[96], ssd[96];
 	struct silt_log *log;
@@ -57,7 +59,8 @@ static void open_cache(struct fixture *f, unsigned ssd_mib, uint64_t memory)
 		                       .free_ratio = 0.001,
 		                       .volume = VOLUME,
 		                       .log = f->log,
-		                       .metrics = &f->metrics };
+		                       .metrics = &f->metrics,
+		                       .slot_size = slot_size };
 	f->tier = NULL;
 	if (ssd_mib)
 		assert_int_equal(tier_open(&t, &f->tier, &err), 0);
@@ -414,8 +417,8 @@ struct place {
 static int look_for(void *arg, uint32_t slot, const struct slot_entry *e)
 {
 	struct place *p = arg;
-	if (e->pack == p->pack && e->piece == p->off / SLOT_SIZE)
-		p->at = (off_t)slot * SLOT_SIZE + p->off % SLOT_SIZE;
+	if (e->pack == p->pack && e->piece == p->off / slot_size)
+		p->at = (off_t)slot * slot_size + p->off % slot_size;
 	return 0;
 }
 
@@ -668,5 +671,8 @@ int main(void)
 		T(test_prefetch_and_insert),
 		T(test_cache_smaller_than_the_data),
 	};
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	slot_size = SLOT_SIZE_MIN;
+	int failed = cmocka_run_group_tests_name("slots of 64 KiB", tests, NULL, NULL);
+	slot_size = SLOT_SIZE_MAX;
+	return failed + cmocka_run_group_tests_name("slots of 1 MiB", tests, NULL, NULL);
 }

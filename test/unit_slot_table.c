@@ -15,7 +15,7 @@
 #include "cache/slot_table.h"
 #include "meta/lock.h"
 
-static const struct slot_header header = { SLOT_TABLE_VERSION, SLOT_SIZE, 100, 7, 99 };
+static const struct slot_header header = { SLOT_TABLE_VERSION, SLOT_SIZE_MAX, 100, 7, 99 };
 static const struct slot_entry entry = { 42, 3, 5u << 20, 0x0ff0, 2, SLOT_VERIFIED };
 
 static void test_header(void **state)
@@ -76,12 +76,37 @@ static void test_entry_must_make_sense(void **state)
 
 static void test_full_mask(void **state)
 {
-	assert_int_equal(slot_full_mask(SLOT_SIZE, 0), 0xffff);
-	assert_int_equal(slot_full_mask(SLOT_SIZE, 1), 0);
-	assert_int_equal(slot_full_mask(1, 0), 1);
-	assert_int_equal(slot_full_mask(SLOT_SIZE + SLOT_CHUNK, 1), 1);
-	assert_int_equal(slot_full_mask(SLOT_SIZE + SLOT_CHUNK + 1, 1), 3);
-	assert_int_equal(slot_full_mask(0, 0), 0);
+	for (uint32_t size = SLOT_SIZE_MIN; size <= SLOT_SIZE_MAX; size *= 4) {
+		uint32_t chunk = size / SLOT_CHUNKS;
+		assert_int_equal(slot_full_mask(size, size, 0), 0xffff);
+		assert_int_equal(slot_full_mask(size, size, 1), 0);
+		assert_int_equal(slot_full_mask(size, 1, 0), 1);
+		assert_int_equal(slot_full_mask(size, size + chunk, 1), 1);
+		assert_int_equal(slot_full_mask(size, size + chunk + 1, 1), 3);
+		assert_int_equal(slot_full_mask(size, 0, 0), 0);
+		assert_int_equal(slot_full_mask(size, UINT32_MAX, UINT32_MAX), 0);
+	}
+}
+
+static void test_slot_sizes(void **state)
+{
+	const uint64_t gib = (uint64_t)1 << 30;
+	assert_int_equal(slot_size_for(4u << 20), 64u << 10);
+	assert_int_equal(slot_size_for(64 * gib), 64u << 10);
+	assert_int_equal(slot_size_for(64 * gib + 1), 256u << 10);
+	assert_int_equal(slot_size_for(512 * gib), 256u << 10);
+	assert_int_equal(slot_size_for(513 * gib), 1u << 20);
+	assert_int_equal(slot_size_for(UINT64_MAX), 1u << 20);
+	assert_true(slot_size_valid(128u << 10));
+	assert_false(slot_size_valid(0) || slot_size_valid(32u << 10) ||
+	             slot_size_valid(2u << 20) || slot_size_valid(100u << 10));
+	/* An entry in a table of slots that can't be is none. */
+	uint8_t buf[TABLE_ENTRY];
+	struct slot_header h = header;
+	struct slot_entry e;
+	h.slot_size = 0;
+	slot_entry_encode(&h, 5, &entry, buf);
+	assert_false(slot_entry_decode(&h, 5, buf, &e));
 }
 
 static int make_dir(void **state)
@@ -103,7 +128,8 @@ static int open_table(const char *dir, uint64_t volume, uint32_t slots, bool *fr
                       struct slot_table *t, struct silt_err *err)
 {
 	int fd = open(dir, O_RDONLY | O_DIRECTORY);
-	int rc = slot_table_open(fd, "table", volume, slots, fresh, why, t, err);
+	const struct slot_want want = { volume, SLOT_SIZE_MAX, slots };
+	int rc = slot_table_open(fd, "table", &want, fresh, why, t, err);
 	close(fd);
 	return rc;
 }
@@ -117,8 +143,8 @@ static void test_file(void **state)
 	char why[160];
 	assert_int_equal(open_table(*state, 7, 100, &fresh, why, &t, &err), 0);
 	assert_true(fresh);
-	assert_int_equal(slot_table_put(&t, 5, &entry), 0);
-	assert_int_equal(slot_table_put(&t, 99, &entry), 0);
+	assert_int_equal(slot_table_put(&t, 5, &entry, 1), 0);
+	assert_int_equal(slot_table_put(&t, 99, &entry, 1), 0);
 	slot_table_close(&t);
 
 	/* Smaller: what is past the end is lost; larger again: it stays lost. */
@@ -154,7 +180,7 @@ static void test_versions(void **state)
 	bool fresh;
 	char why[160];
 	assert_int_equal(open_table(*state, 7, 100, &fresh, why, &t, &err), 0);
-	slot_table_put(&t, 5, &entry);
+	slot_table_put(&t, 5, &entry, 1);
 	struct slot_header h = t.h;
 	slot_table_close(&t);
 
@@ -169,6 +195,60 @@ static void test_versions(void **state)
 	assert_true(fresh);
 	assert_non_null(strstr(why, "older"));
 	assert_false(slot_table_entry(&t, 5, &e));
+	slot_table_close(&t);
+}
+
+static void test_slot_size_stays(void **state)
+{
+	struct slot_table t;
+	struct slot_entry e;
+	struct silt_err err;
+	bool fresh;
+	char why[160];
+	int fd = open(*state, O_RDONLY | O_DIRECTORY);
+	assert_int_equal(slot_table_slot_size(fd, "table"), 0);
+	const struct slot_want small = { 7, SLOT_SIZE_MIN, 100 }, large = { 7, SLOT_SIZE_MAX, 50 };
+	assert_int_equal(slot_table_open(fd, "table", &small, &fresh, why, &t, &err), 0);
+	slot_table_put(&t, 5, &entry, 1);
+	slot_table_close(&t);
+	assert_int_equal(slot_table_slot_size(fd, "table"), SLOT_SIZE_MIN);
+
+	assert_int_equal(slot_table_open(fd, "table", &large, &fresh, why, &t, &err), 0);
+	assert_true(fresh);
+	assert_non_null(strstr(why, "64 KiB"));
+	assert_false(slot_table_entry(&t, 5, &e));
+	struct slot_header h = t.h;
+	slot_table_close(&t);
+	assert_int_equal(slot_table_slot_size(fd, "table"), SLOT_SIZE_MAX);
+	h.slot_size = 12345;
+	put_header(*state, &h);
+	assert_int_equal(slot_table_slot_size(fd, "table"), 0);
+	close(fd);
+}
+
+/* Many entries with one call, over the size of one write. */
+static void test_runs_of_entries(void **state)
+{
+	enum { N = 300 };
+	struct slot_table t;
+	struct slot_entry e[N], out;
+	struct silt_err err;
+	bool fresh;
+	char why[160];
+	assert_int_equal(open_table(*state, 7, 400, &fresh, why, &t, &err), 0);
+	for (unsigned i = 0; i < N; i++) {
+		e[i] = entry;
+		e[i].pack = 1000 + i;
+	}
+	assert_int_equal(slot_table_put(&t, 50, e, N), 0);
+	assert_int_equal(slot_table_put(&t, 60, NULL, 200), 0);
+	slot_table_close(&t);
+	assert_int_equal(open_table(*state, 7, 400, &fresh, why, &t, &err), 0);
+	for (unsigned i = 0; i < 400; i++) {
+		bool used = i >= 50 && i < 50 + N && !(i >= 60 && i < 260);
+		assert_int_equal(slot_table_entry(&t, i, &out), used);
+		assert_int_equal(out.pack, used ? 1000 + i - 50 : 0);
+	}
 	slot_table_close(&t);
 }
 
@@ -190,7 +270,7 @@ static void test_damaged_header(void **state)
 	slot_table_close(&t);
 }
 
-/* A terabyte of cache must not keep a mount waiting. */
+/* 64 GiB of cache must not keep a mount waiting. */
 static void test_million_slots_load_fast(void **state)
 {
 	struct slot_table t;
@@ -228,8 +308,11 @@ int main(void)
 		cmocka_unit_test(test_entry_every_bit_counts),
 		cmocka_unit_test(test_entry_must_make_sense),
 		cmocka_unit_test(test_full_mask),
+		cmocka_unit_test(test_slot_sizes),
 		cmocka_unit_test_setup_teardown(test_file, make_dir, drop_dir),
 		cmocka_unit_test_setup_teardown(test_versions, make_dir, drop_dir),
+		cmocka_unit_test_setup_teardown(test_slot_size_stays, make_dir, drop_dir),
+		cmocka_unit_test_setup_teardown(test_runs_of_entries, make_dir, drop_dir),
 		cmocka_unit_test_setup_teardown(test_damaged_header, make_dir, drop_dir),
 		cmocka_unit_test_setup_teardown(test_million_slots_load_fast, make_dir, drop_dir),
 	};

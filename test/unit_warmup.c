@@ -243,6 +243,11 @@ void cache_drop_pack(struct cache *c, uint64_t pack)
 	fake.full[pack] = 0;
 }
 
+uint32_t cache_slot_size(const struct cache *c)
+{
+	return 1u << 20;
+}
+
 void cache_space(struct cache *c, uint64_t *total, uint64_t *used)
 {
 	*total = fake.total;

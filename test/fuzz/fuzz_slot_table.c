@@ -17,7 +17,7 @@ static void check_entry(const struct slot_header *h, uint32_t slot, const uint8_
 		return;
 	}
 	assert(e.pack != 0 && e.valid != 0 && e.freq <= 3);
-	assert((e.valid & ~slot_full_mask(e.pack_len, e.piece)) == 0);
+	assert((e.valid & ~slot_full_mask(h->slot_size, e.pack_len, e.piece)) == 0);
 	slot_entry_encode(h, slot, &e, again);
 	struct slot_entry twice;
 	assert(slot_entry_decode(h, slot, again, &twice));
@@ -42,9 +42,10 @@ static void check_resealed(const struct slot_header *h, const uint8_t *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct slot_header h = { SLOT_TABLE_VERSION, SLOT_SIZE, 8, 7, 99 };
 	if (size < 64)
 		return 0;
+	/* Slots of 64 KiB to 1 MiB, and of sizes that can't be. */
+	struct slot_header h = { SLOT_TABLE_VERSION, SLOT_SIZE_MIN << data[0] % 6, 8, 7, 99 };
 	slot_header_decode(data, &h);
 	for (uint32_t i = 0; 64 + (size_t)(i + 1) * TABLE_ENTRY <= size; i++) {
 		check_entry(&h, i, data + 64 + (size_t)i * TABLE_ENTRY);
