@@ -12,7 +12,8 @@
  * Eviction is S3-FIFO's main queue: a hand goes round the slots, a slot that was read since the
  * hand came by loses one of its up to three lives, one without any is taken. New slots come without
  * a life (a miss that is never read again leaves first), those that a warmup asked for with all
- * three. */
+ * three. A round that found any slot is the last of its batch: a few idle slots are not followed by
+ * many that were read. */
 #include <errno.h>
 #include <unistd.h>
 
@@ -26,6 +27,8 @@ static unsigned evict(struct tier *t, unsigned want)
 	unsigned got = 0;
 	for (uint64_t step = 0; step < 4ull * t->count + 1 && got < want; step++) {
 		uint32_t i = t->hand;
+		if (got > 0 && step % t->count == 0)
+			break;
 		t->hand = i + 1 < t->count ? i + 1 : 0;
 		struct silt_lock *l = tier_slot_lock(t, i);
 		if (!l)

@@ -261,6 +261,23 @@ static void test_small_packs(void **state)
 		check(f->tier, pack, 0, 30000);
 }
 
+/* A pack that warmup keeps, as large as the cache: all that is not kept goes, and none of its own
+ * slots goes with it. */
+static void test_pack_fills_the_cache(void **state)
+{
+	struct fixture *f = *state;
+	struct tier_pack p;
+	uint8_t *buf = aligned_alloc(TIER_ALIGN, 4 * MIB);
+	fill(99, 0, 4 * MIB, buf);
+	open_tier(f, 4);
+	for (uint64_t pack = 1; pack <= 20; pack++)
+		assert_int_equal(put(f->tier, pack, 1000, 0, 1000), 0);
+	assert_int_equal(tier_write(f->tier, 99, 4 * MIB, 0, 4 * MIB, buf, true, 3), 0);
+	tier_look(f->tier, 99, &p);
+	assert_true(p.full && p.verified);
+	free(buf);
+}
+
 /* The slot size is the cache's for as long as it fits. */
 static void test_slot_size_stays(void **state)
 {
@@ -406,6 +423,27 @@ static void test_eviction(void **state)
 	assert_in_range(there, slots - slots / 8 - 1, slots);
 	check(f->tier, 1, 0, 16);
 	assert_int_equal(silt_metric_get(&f->metrics, M_SSD_EVICTIONS), packs - there);
+}
+
+/* A few slots that nobody wants go before many that have lives left, though more are looked for. */
+static void test_eviction_spares_the_kept(void **state)
+{
+	struct fixture *f = *state;
+	const unsigned slots = 16 * MIB / slot_size;
+	uint8_t *buf = aligned_alloc(TIER_ALIGN, slot_size);
+	struct tier_pack p;
+	open_tier(f, 16);
+	for (unsigned i = 1; i <= slots; i++) {
+		uint8_t freq = i == slots / 2 ? 0 : 3;
+		fill(i, 0, slot_size, buf);
+		assert_int_equal(tier_write(f->tier, i, slot_size, 0, slot_size, buf, true, freq),
+		                 0);
+	}
+	assert_int_equal(put(f->tier, slots + 1, slot_size, 0, slot_size), 0);
+	assert_int_equal(silt_metric_get(&f->metrics, M_SSD_EVICTIONS), 1);
+	tier_look(f->tier, slots / 2, &p);
+	assert_int_equal(p.pieces, 0);
+	free(buf);
 }
 
 struct load {
@@ -656,12 +694,14 @@ int main(void)
 		T(test_scattered_slots),
 		cmocka_unit_test_setup_teardown(test_scattered_slots, setup_threads, teardown),
 		T(test_small_packs),
+		T(test_pack_fills_the_cache),
 		T(test_slot_size_stays),
 		T(test_restart),
 		T(test_damaged_entries_are_free_slots),
 		T(test_lost_data_file),
 		T(test_size_changes),
 		T(test_eviction),
+		T(test_eviction_spares_the_kept),
 		T(test_eviction_under_readers),
 		cmocka_unit_test_setup_teardown(test_eviction_under_readers, setup_threads,
 		                                teardown),
