@@ -142,6 +142,14 @@ void cache_drop_pack(struct cache *c, uint64_t pack)
 	fetch_drop_pack(c->fetch, pack);
 }
 
+uint32_t cache_pack_length(struct cache *c, uint64_t pack)
+{
+	struct tier_pack look = { 0 };
+	if (c->tier)
+		tier_look(c->tier, pack, &look);
+	return look.pack_len;
+}
+
 uint32_t cache_slot_size(const struct cache *c)
 {
 	return c->tier ? tier_slot_size(c->tier) : 1;

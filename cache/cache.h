@@ -109,6 +109,9 @@ unsigned cache_fetch_width(const struct cache *c);
 /* Drops a pack from the SSD and memory. */
 void cache_drop_pack(struct cache *c, uint64_t pack);
 
+/* The length of a pack of which something is on the SSD, else 0. */
+uint32_t cache_pack_length(struct cache *c, uint64_t pack);
+
 /* Bytes of a slot of the SSD: a pack takes whole slots. 1 when there is no SSD tier. */
 uint32_t cache_slot_size(const struct cache *c);
 

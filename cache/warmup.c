@@ -1,13 +1,17 @@
 /* Warmup: one thread walks, keeps the set of packs, feeds the fetch threads and reports.
  *
- *	resolve    walk every root; every extent's pack goes into the set, with the least length the
- *		   pack must have (the furthest end of an extent seen in it). As soon as these
- *lengths together pass the size of the cache, the run is refused (-ENOSPC).
- *	fetch	   begins while the walk goes on, but until the end of the walk only with what fits
- *into free space: a run that is going to be refused evicts nothing. verify	   at the end every
- *pack of the set is looked up once more: one that was evicted meanwhile counts as missing, whatever
- *its fetch said. If any is not whole on the SSD, the trees are walked again to count and name the
- *files that need it.
+ * Resolve: walk every root; every extent's pack goes into the set, with its length if some of it is
+ * on the SSD, else the least that it must have (the furthest end of an extent seen in it) until it
+ * has been fetched. As soon as the whole slots for these lengths together pass the size of the
+ * cache, the run is refused (-ENOSPC). That is never wrong; but where only the indexes at the ends
+ * of packs make the difference, it comes late: when these have been fetched.
+ *
+ * Fetch: begins while the walk goes on, but until the end of the walk only with what fits into free
+ * space: a run that is going to be refused evicts nothing.
+ *
+ * Verify: at the end every pack of the set is looked up once more: one that was evicted meanwhile
+ * counts as missing, whatever its fetch said. If any is not whole on the SSD, the trees are walked
+ * again to count and name the files that need it.
  *
  * A pack whose fetch fails is tried again up to MAX_TRIES times with growing pauses.
  *
@@ -115,8 +119,12 @@ static bool on_extent(void *arg, const struct silt_extent *e)
 		return true;
 	}
 	if (added) {
+		enum cache_pack_state state =
+		        r->cfg->drop ? CACHE_PACK_ABSENT : cache_pack_state(r->cfg->cache, e->pack);
 		r->p.packs++;
-		if (!r->cfg->drop && cache_pack_state(r->cfg->cache, e->pack) == CACHE_PACK_FULL) {
+		if (state != CACHE_PACK_ABSENT)
+			pack_reaches(r, p, cache_pack_length(r->cfg->cache, e->pack));
+		if (state == CACHE_PACK_FULL) {
 			p->want = PACK_CACHED;
 			r->p.packs_cached++;
 			r->p.packs_done++;
@@ -201,6 +209,7 @@ static void fetch_ended(struct warmup *r, struct fetch *f)
 		r->p.packs_done++;
 		r->p.fetched_packs++;
 		r->p.fetched_bytes += f->bytes;
+		pack_reaches(r, p, f->bytes);
 		return;
 	}
 	r->refused += f->err == -ENOSPC;

@@ -34,6 +34,7 @@ struct cache {
 	unsigned char fails[FIRST_PACK + PACKS]; /* how many fetches of a pack fail */
 	unsigned fetches;
 	uint64_t evict; /* is dropped when the last pack was fetched */
+	uint32_t length; /* of packs, as it turns out when they are fetched */
 };
 
 static struct cache fake;
@@ -211,7 +212,7 @@ static void run_fetch(struct answer *a)
 		err = -EIO;
 	} else {
 		fake.full[pack] = 1;
-		*a->bytes = 1 << 20;
+		*a->bytes = fake.length;
 	}
 	if (fake.evict && pack != fake.evict)
 		fake.full[fake.evict] = 0;
@@ -243,6 +244,11 @@ void cache_drop_pack(struct cache *c, uint64_t pack)
 	fake.full[pack] = 0;
 }
 
+uint32_t cache_pack_length(struct cache *c, uint64_t pack)
+{
+	return fake.length;
+}
+
 uint32_t cache_slot_size(const struct cache *c)
 {
 	return 1u << 20;
@@ -262,6 +268,7 @@ static int setup(void **state)
 	for (unsigned i = 0; i < FILES; i++)
 		snprintf(names[i], sizeof(names[i]), "f%u", i % 1000);
 	fake.total = (uint64_t)1 << 40;
+	fake.length = 1u << 20;
 	with_bad = false;
 	stop = false;
 	silt_lock_init(&lock);
@@ -374,6 +381,22 @@ static void test_damaged_directory_is_missing(void **state)
 	warmup_result_free(&r);
 }
 
+/* What extents tell of the packs fits; that the packs are longer is known when they are here. */
+static void test_longer_than_it_seemed(void **state)
+{
+	struct warmup_result r;
+	fake.total = (uint64_t)500 << 30;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	memset(fake.full, 0, sizeof(fake.full));
+	fake.fetches = 0;
+	fake.length = UINT32_MAX;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), -ENOSPC);
+	assert_non_null(strstr(r.err.text, "does not fit"));
+	assert_in_range(fake.fetches, 100, PACKS);
+	warmup_result_free(&r);
+}
+
 static void test_refusals(void **state)
 {
 	struct warmup_result r;
@@ -419,6 +442,7 @@ int main(void)
 		                                teardown),
 		cmocka_unit_test_setup_teardown(test_evicted_meanwhile_is_missing, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damaged_directory_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_longer_than_it_seemed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cancel_and_drop, setup, teardown),
 	};
