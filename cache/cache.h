@@ -36,7 +36,7 @@ struct cache_config {
 	int compress_level;	  /* zstd; 0: off */
 	unsigned upload_threads;  /* 0: 8 */
 	unsigned fetch_threads;	  /* 0: 16 */
-	unsigned group_window_us; /* longest wait of a lone pack for company; 0: 4,000 */
+	unsigned group_window_us; /* longest wait of a lone pack for company; 0: 10,000 */
 	bool cache_writes;	  /* put packs that were just written on the SSD too */
 };
 

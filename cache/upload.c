@@ -33,7 +33,7 @@
 #include "cache/pack_ids.h"
 
 #define DEFAULT_THREADS   8u
-#define DEFAULT_WINDOW_US 4000u
+#define DEFAULT_WINDOW_US 10000u
 #define COMMIT_ITEMS      256u /* in one meta_commit() */
 #define EXISTS_TRIES      32u
 

@@ -43,7 +43,7 @@ struct uploader_config {
 	uint64_t volume;
 	int compress_level;       /* zstd, 0: off */
 	unsigned upload_threads;  /* 0: 8 */
-	unsigned group_window_us; /* 0: 4,000 */
+	unsigned group_window_us; /* 0: 10,000 */
 
 	/* Called after a PUT succeeded and before the extents are committed, on the upload thread;
 	 * the bytes are valid during the call only. The closers wait meanwhile: copy and return.

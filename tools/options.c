@@ -43,7 +43,7 @@ const struct option_def option_table[] = {
 	{ "fetch-threads", OPTION_COUNT, FIELD(fetch_threads), 1, 256, "16", "N",
 	  "objects read at once" },
 	{ "threads", OPTION_COUNT, FIELD(threads), 1, 256, "10", "N", "FUSE threads" },
-	{ "group-window", OPTION_COUNT, FIELD(group_window_us), 1, 1000000, "4000", "MICROSECONDS",
+	{ "group-window", OPTION_COUNT, FIELD(group_window_us), 1, 1000000, "10000", "MICROSECONDS",
 	  "a closed file waits so long for others to share its object" },
 	{ "compress", OPTION_COMPRESS, FIELD(compress_level), 0, MAX_ZSTD, NULL, "none|zstd[:LEVEL]",
 	  "for data written here; default as formatted" },
