@@ -403,11 +403,14 @@ class Proxy:
     while it runs: set(hold=1), set(p503=0.2, methods="PUT")."""
 
     def __init__(self, target_port, args=(), log=None):
-        self.port, self.control = free_port(), free_port()
+        args = list(args)
+        if "--control" not in args:
+            args += ["--control", str(free_port())]
+        self.port, self.control = free_port(), int(args[args.index("--control") + 1])
         self.log = open(log, "ab") if log else subprocess.DEVNULL
         self.proc = subprocess.Popen(
             [sys.executable, os.path.join(SERVERS, "faultproxy.py"), "--listen", str(self.port),
-             "--target", f"127.0.0.1:{target_port}", "--control", str(self.control), *args],
+             "--target", f"127.0.0.1:{target_port}", *args],
             stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, start_new_session=True)
 
         def up():
