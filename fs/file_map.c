@@ -103,6 +103,13 @@ int file_map_add(struct file_map *m, const struct silt_extent *e)
 
 void file_map_truncate(struct file_map *m, uint64_t size)
 {
+	if (size == 0 && m->valid) {
+		/* Nothing is left, here or there: the next extent will stand in the inode record,
+		 * not in a window, so windows must not be asked for any more. */
+		file_map_forget(m);
+		m->valid = m->complete = true;
+		return;
+	}
 	for (size_t i = place(m, size / SILT_WINDOW); i < m->n; i++)
 		extent_map_truncate(&m->v[i].map, size);
 }
