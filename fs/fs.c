@@ -361,6 +361,7 @@ void fs_close(struct fs *fs)
 	wait_for_requests(fs);
 	if (fs->se)
 		fuse_session_destroy(fs->se);
+	fs_close_dirs(fs);
 	node_table_free(fs);
 	fresh_table_free(&fs->fresh);
 	opened_table_free(&fs->opened);

@@ -21,8 +21,9 @@ struct janitor;
 struct handle {
 	atomic_uint refs;
 	struct node *node; /* a reference until RELEASE; then only the holder's own one counts */
-	int flags;         /* of open(2) */
-	atomic_uint error_seen; /* node's error_seq that this handle has reported */
+	struct handle *prev, *next; /* of the node's open handles; node.lock */
+	int flags;                  /* of open(2) */
+	atomic_uint error_seen;     /* node's error_seq that this handle has reported */
 	/* Sequential reads; races between readers of one handle only blunt the guess. */
 	atomic_uint_fast64_t next_off, streak, prefetched;
 };
@@ -77,6 +78,8 @@ void fs_write_parked(struct request *r, int err);
 
 /* --- ops_dir.c ---------------------------------------------------------------------------- */
 bool fs_dir_is_open(struct fs *fs, silt_ino ino);
+/* At the end of a mount: handles of which the kernel sent no RELEASEDIR. */
+void fs_close_dirs(struct fs *fs);
 
 /* --- ops_file.c --------------------------------------------------------------------------- */
 struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int flags);

@@ -27,6 +27,11 @@ int node_table_init(struct node_table *t)
 
 static void node_free(struct node *n)
 {
+	struct handle *h;
+	while ((h = n->first_handle)) { /* the kernel sent no RELEASE: the mount has ended */
+		n->first_handle = h->next;
+		handle_put(h);
+	}
 	write_buffer_free(&n->buffer);
 	file_map_free(&n->map);
 	silt_lock_destroy(&n->lock);

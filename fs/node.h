@@ -48,6 +48,7 @@ struct node {
 
 	struct silt_lock lock; /* everything below */
 	unsigned handles;
+	struct handle *first_handle;
 	struct silt_attr attr;
 	struct file_map map;
 	/* Commits of several segments may be learned out of order: how many versions below

@@ -86,6 +86,12 @@ void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	fuse_reply_err(req, 0);
 }
 
+void fs_close_dirs(struct fs *fs)
+{
+	while (fs->open_dirs.first)
+		handle_free(fs, fs->open_dirs.first);
+}
+
 /* Names are durable when their operation was answered. */
 void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {

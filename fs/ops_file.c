@@ -52,6 +52,10 @@ struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int 
 	node_merge_locked(n, &copy);
 	if (n->handles++ == 0)
 		atomic_fetch_add(&fs->nodes.open_nodes, 1);
+	h->next = n->first_handle;
+	if (h->next)
+		h->next->prev = h;
+	n->first_handle = h;
 	silt_unlock(&n->lock);
 	silt_count(fs->cfg.metrics, M_OPEN_FILES, 1);
 	return h;
@@ -91,6 +95,9 @@ void fs_handle_close(struct fs *fs, struct handle *h)
 	bool put = false, flush = false;
 	silt_lock(&n->lock);
 	assert(n->handles > 0);
+	*(h->prev ? &h->prev->next : &n->first_handle) = h->next;
+	if (h->next)
+		h->next->prev = h->prev;
 	if (--n->handles == 0) {
 		atomic_fetch_sub(&fs->nodes.open_nodes, 1);
 		if (n->deleted) {
