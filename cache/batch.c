@@ -16,13 +16,15 @@
  * wait for their commit are a lower bound for how many take part. The largest of the last
  * BATCH_RECENT such numbers, less an eighth for stragglers, is what the next pack waits for.
  * Writers that went away are forgotten after BATCH_RECENT packs, and one writer alone never waits,
- * because all it ever sees is itself.
+ * because all it ever sees is itself. A bound can stay too low for ever, each pack leaving just before
+ * those that it did not expect; so every BATCH_PROBE-th pack expects twice as many, and what it sees
+ * raises the bound.
  *
  * The wait is at most the window, counted from the first piece or from the end of the pack before
  * (PUT or commit), whatever was later: before that end its closers could not come. When no other
  * file is dirty (cache_writers_add), the others would first have to create one, and the wait ends
  * after a quiet time without a newcomer: an eighth of what a PUT takes lately, since to miss them
- * costs them a whole PUT, but at least a quarter of the window.
+ * costs them a whole PUT, but at least half the window.
  *
  * One thread is kept free of large and full packs, so that small files don't queue behind them. */
 #include "cache/batch.h"
@@ -110,6 +112,8 @@ static unsigned wanted(const struct batcher *b)
 	unsigned most = 1;
 	for (unsigned i = 0; i < BATCH_RECENT; i++)
 		most = b->recent[i] > most ? b->recent[i] : most;
+	if (most > 1 && b->recent_at % BATCH_PROBE == BATCH_PROBE - 1)
+		return most * 2;
 	return most - most / 8;
 }
 
@@ -125,7 +129,7 @@ static uint64_t later(uint64_t a, uint64_t b)
 
 static uint64_t quiet_time(const struct batcher *b)
 {
-	uint64_t quiet = later(b->put_ns / 8, b->window_ns / 4);
+	uint64_t quiet = later(b->put_ns / 8, b->window_ns / 2);
 	return quiet < b->window_ns ? quiet : b->window_ns;
 }
 

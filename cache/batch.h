@@ -12,6 +12,7 @@
 #define BATCH_LARGE_PIECE                                                                          \
 	(1u << 20)              /* bytes from which a piece goes into a pack of its file's own */
 #define BATCH_MAX_PIECES 16384u /* a pack with so many counts as full */
+#define BATCH_PROBE 8u /* every so many shared packs, one waits for more than it expects */
 #define BATCH_RECENT     4u
 
 struct piece_list {

@@ -133,7 +133,7 @@ static void test_writers_that_left_are_forgotten(void **state)
 		if (i) {
 			add_files(&b, 1, now);
 			uint64_t until = waits(&b, now);
-			assert_int_equal(until, now + WINDOW / 4); /* nobody else is dirty */
+			assert_int_equal(until, now + WINDOW / 2); /* nobody else is dirty */
 			take_shared(&b, until, 1, &t);
 		} else {
 			add_files(&b, 16, now);
@@ -147,6 +147,27 @@ static void test_writers_that_left_are_forgotten(void **state)
 	put_and_commit(&b, &t, now + 10 * MS);
 	add_files(&b, 1, now + 50 * MS);
 	take_shared(&b, now + 50 * MS, 1, &t);
+}
+
+/* The bound on the company rises again though each pack would leave with just what it expects. */
+static void test_a_low_bound_is_probed(void **state)
+{
+	struct batcher b;
+	struct batch t;
+	unsigned waited = 0;
+	batcher_init(&b, 8, WINDOW);
+	uint64_t now = 100 * MS;
+	for (unsigned i = 0; i < 2 * BATCH_PROBE; i++, now += 100 * MS) {
+		uint64_t until = 0;
+		add_files(&b, 8, now);
+		if (!batcher_take(&b, now, &t, &until)) {
+			assert_true(until > now && until <= now + WINDOW);
+			waited++;
+			assert_true(batcher_take(&b, until, &t, &until));
+		}
+		put_and_commit(&b, &t, now + 10 * MS);
+	}
+	assert_int_equal(waited, 2);
 }
 
 static void test_a_drain_is_not_kept_waiting(void **state)
@@ -260,6 +281,7 @@ int main(void)
 		cmocka_unit_test(test_one_shared_pack_at_a_time),
 		cmocka_unit_test(test_phases_merge),
 		cmocka_unit_test(test_writers_that_left_are_forgotten),
+		cmocka_unit_test(test_a_low_bound_is_probed),
 		cmocka_unit_test(test_a_drain_is_not_kept_waiting),
 		cmocka_unit_test(test_pieces_of_one_file_count_once),
 		cmocka_unit_test(test_large_pieces_have_packs_of_their_own),
