@@ -122,6 +122,8 @@ static void locks_init(struct fetch *f)
 	for (unsigned i = 0; i < FLIGHT_BUCKETS; i++)
 		silt_lock_init(&f->buckets[i].lock);
 	silt_lock_init(&f->load_lock);
+	silt_lock_init(&f->linger_lock);
+	f->linger_last = &f->linger_first;
 	silt_lock_init(&f->decoder_lock);
 	silt_lock_init(&f->queue_lock);
 	silt_cond_init(&f->queue_cond);
@@ -180,6 +182,8 @@ static void stop_threads(struct fetch *f)
 
 static void free_all(struct fetch *f)
 {
+	linger_free(f);
+	silt_lock_destroy(&f->linger_lock);
 	for (struct decoder *d = f->decoders, *next; d; d = next) {
 		next = d->next;
 		ZSTD_freeDCtx(d->zd);

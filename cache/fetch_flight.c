@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "cache/fetch_parts.h"
 
@@ -82,12 +83,32 @@ static bool getting_hot(struct fetch *f, struct flight_bucket *b, uint64_t pack)
 	return total >= WHOLE_MIN_TIER;
 }
 
-static bool covers(const struct flight *fl, const struct frame_want *w)
+bool flight_covers(const struct flight *fl, const struct frame_want *w)
 {
-	if (fl->pack != w->key.pack || fl->bad || (fl->whole && fl->state == FLIGHT_QUEUED))
+	if (fl->pack != w->key.pack || fl->bad)
+		return false;
+	/* A whole pack may stand in the queue for long. Who reads in order waits for it all the same:
+	 * it is what he needs next, and he would only fetch it twice. */
+	if (fl->whole && fl->state == FLIGHT_QUEUED && !fl->ahead)
 		return false;
 	return fl->off <= w->key.pack_off &&
 	       (uint64_t)w->key.pack_off + w->stored <= (uint64_t)fl->off + fl->len;
+}
+
+/* The second GET of a pack that is larger than the first's buffer. The new length, or an error. */
+static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssize_t have, uint64_t size,
+                        struct silt_err *err)
+{
+	size_t room = up(size, TIER_ALIGN);
+	uint8_t *data = aligned_alloc(TIER_ALIGN, room);
+	if (!data)
+		return -ENOMEM;
+	memcpy(data, fl->data, (size_t)have);
+	buffer_put(f, fl->data);
+	fl->data = data;
+	fl->room = room;
+	ssize_t n = store_get(f->store, key, (uint64_t)have, size - (uint64_t)have, data + have, NULL, err);
+	return n < 0 ? n : have + n;
 }
 
 int flight_get(struct fetch *f, struct flight *fl)
@@ -99,13 +120,17 @@ int flight_get(struct fetch *f, struct flight *fl)
 	silt_lock(&b->lock);
 	fl->state = FLIGHT_GETTING;
 	silt_unlock(&b->lock);
-	fl->room = up((uint64_t)fl->len, TIER_ALIGN);
-	if (!fl->data)
-		fl->data = aligned_alloc(TIER_ALIGN, fl->room);
+	if (!fl->data) {
+		fl->room = fl->whole ? WHOLE_ROOM : up((uint64_t)fl->len, TIER_ALIGN);
+		fl->data = fl->whole ? buffer_get(f) : aligned_alloc(TIER_ALIGN, fl->room);
+	}
 	if (!fl->data)
 		return -ENOMEM;
 	pack_key(fl->pack, key);
-	ssize_t n = store_get(f->store, key, fl->off, fl->len, fl->data, &info, &err);
+	size_t most = fl->whole && fl->len > fl->room ? fl->room : fl->len;
+	ssize_t n = store_get(f->store, key, fl->off, most, fl->data, &info, &err);
+	if (n == (ssize_t)most && most < fl->len && info.size > most && info.size <= PACK_MAX)
+		n = get_rest(f, fl, key, n, info.size, &err);
 	if (n < 0) {
 		silt_error(f->log, "read: pack %016" PRIx64 " at %u can't be fetched: %s", fl->pack,
 		           fl->off, err.text[0] ? err.text : strerror((int)-n));
@@ -186,12 +211,16 @@ struct pack_waiter *flight_land(struct fetch *f, struct flight *fl, int err)
 {
 	struct flight_bucket *b = flight_bucket_of(f, fl->pack);
 	silt_lock(&b->lock);
-	struct flight **p = &b->first;
-	while (*p != fl)
-		p = &(*p)->next;
-	*p = fl->next;
+	fl->lingers = fl->ahead && err == 0 && !fl->bad && fl->state == FLIGHT_READY;
+	if (!fl->lingers) {
+		struct flight **p = &b->first;
+		while (*p != fl)
+			p = &(*p)->next;
+		*p = fl->next;
+	}
 	struct frame_want *w = fl->wants;
 	struct pack_waiter *packs = fl->packs;
+	fl->packs = NULL;
 	silt_unlock(&b->lock);
 	assert(!w || err < 0);
 	while (w) {
@@ -210,7 +239,10 @@ void flight_unref(struct fetch *f, struct flight *fl)
 	silt_unlock(&b->lock);
 	if (!last)
 		return;
-	free(fl->data);
+	if (fl->whole && fl->room == WHOLE_ROOM && fl->data)
+		buffer_put(f, fl->data);
+	else
+		free(fl->data);
 	free(fl);
 }
 
@@ -247,19 +279,43 @@ static int to_tier(struct fetch *f, struct flight *fl)
 	                  0);
 }
 
+/* Whether a range's bytes should go to the SSD: not if the whole pack is about to, verified; a range,
+ * of which only the wanted frames were, must not be written over that. */
+static bool may_write(struct fetch *f, struct flight *fl)
+{
+	struct flight_bucket *b = flight_bucket_of(f, fl->pack);
+	silt_lock(&b->lock);
+	bool may = !fl->bad;
+	for (struct flight *o = b->first; o && may; o = o->next)
+		may = o->pack != fl->pack || !o->whole || o->lingers;
+	fl->writing = may;
+	silt_unlock(&b->lock);
+	return may;
+}
+
+void flight_wait_for_ranges(struct fetch *f, uint64_t pack)
+{
+	struct flight_bucket *b = flight_bucket_of(f, pack);
+	for (bool busy = true; busy;) {
+		silt_lock(&b->lock);
+		busy = false;
+		for (struct flight *o = b->first; o; o = o->next)
+			busy |= o->pack == pack && o->writing;
+		silt_unlock(&b->lock);
+		if (busy)
+			usleep(200); /* one write of at most 1 MiB, seldom met */
+	}
+}
+
 static void range_run(struct fetch *f, struct job *j)
 {
 	struct flight *fl = (struct flight *)j;
 	int rc = flight_get(f, fl);
 	if (rc == 0) {
 		flight_serve(f, fl);
-		struct flight_bucket *b = flight_bucket_of(f, fl->pack);
-		silt_lock(&b->lock);
-		bool bad = fl->bad;
-		silt_unlock(&b->lock);
 		/* Frames are end to end from the first wanted one on: where the SSD can't keep its
 		 * neighbours, memory does. */
-		if (!bad && to_tier(f, fl) < 0)
+		if (may_write(f, fl) && to_tier(f, fl) < 0)
 			flight_remember(f, fl, fl->first);
 	}
 	flight_land(f, fl, rc);
@@ -294,7 +350,7 @@ int flight_join(struct frame_want *w)
 	silt_count(f->metrics, M_MISS, w->tries == 0);
 	silt_lock(&b->lock);
 	struct flight *fl = b->first;
-	while (fl && !covers(fl, w))
+	while (fl && !flight_covers(fl, w))
 		fl = fl->next;
 	if (fl && fl->state == FLIGHT_READY) {
 		fl->refs++;
@@ -318,6 +374,6 @@ int flight_join(struct frame_want *w)
 		return -ENOMEM;
 	fetch_submit(f, &fl->job, true);
 	if (hot && fetch_background_waiting(f) < 4 * f->nthreads)
-		pack_wanted(f, pack, NULL, false);
+		pack_wanted(f, pack, NULL, false, false);
 	return -EINPROGRESS;
 }

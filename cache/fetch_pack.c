@@ -65,6 +65,7 @@ static int get_verified(struct fetch *f, struct flight *fl)
 static int fetch_whole(struct fetch *f, struct flight *fl)
 {
 	struct tier_pack look;
+	flight_wait_for_ranges(f, fl->pack);
 	tier_look(f->tier, fl->pack, &look);
 	if (look.full && (look.verified || read_back(f, fl->pack, look.pack_len) == 0)) {
 		fl->pack_len = look.pack_len;
@@ -99,16 +100,19 @@ static void whole_run(struct fetch *f, struct job *j)
 		free(w);
 		w = next;
 	}
-	flight_unref(f, fl);
+	if (fl->lingers)
+		linger_add(f, fl);
+	else
+		flight_unref(f, fl);
 }
 
-void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep)
+void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep, bool ahead)
 {
 	struct flight_bucket *b = flight_bucket_of(f, pack);
 	struct flight *made = calloc(1, sizeof(*made));
 	silt_lock(&b->lock);
 	struct flight *fl = b->first;
-	while (fl && (fl->pack != pack || !fl->whole || fl->bad))
+	while (fl && (fl->pack != pack || !fl->whole || fl->bad || fl->lingers))
 		fl = fl->next;
 	bool joined = fl != NULL;
 	if (!fl && made) {
@@ -118,6 +122,7 @@ void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool kee
 			               .pack = pack,
 			               .len = PACK_MAX,
 			               .whole = true,
+			               .ahead = ahead,
 			               .refs = 1,
 			               .next = b->first };
 		b->first = fl;
@@ -127,8 +132,10 @@ void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool kee
 		w->next = fl->packs;
 		fl->packs = w;
 	}
-	if (fl)
+	if (fl) {
 		fl->keep |= keep;
+		fl->ahead |= ahead;
+	}
 	silt_unlock(&b->lock);
 	free(made);
 	if (fl && !joined)
@@ -159,7 +166,7 @@ void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done
 		return;
 	}
 	*w = (struct pack_waiter){ .bytes = bytes, .done = done, .arg = arg };
-	pack_wanted(f, pack, w, true);
+	pack_wanted(f, pack, w, true, false);
 }
 
 enum cache_pack_state fetch_pack_state(struct fetch *f, uint64_t pack)
@@ -177,6 +184,7 @@ void fetch_drop_pack(struct fetch *f, uint64_t pack)
 	if (f->tier)
 		tier_drop_pack(f->tier, pack);
 	frame_memory_drop(f->memory, pack);
+	linger_trim(f, 0);
 }
 
 /* --- Prefetch ------------------------------------------------------------------------------------
@@ -234,7 +242,7 @@ void fetch_prefetch(struct fetch *f, silt_ino ino, const struct silt_extent *e)
 	struct tier_pack look;
 	tier_look(f->tier, e->pack, &look);
 	if (!look.full)
-		pack_wanted(f, e->pack, NULL, false);
+		pack_wanted(f, e->pack, NULL, false, true);
 }
 
 /* --- Packs just written here ---------------------------------------------------------------------

@@ -78,9 +78,13 @@ struct flight {
 	uint32_t first;    /* byte of the range at which a frame is known to begin */
 	bool whole;
 	bool keep; /* someone asked for the whole pack: it gets all lives on the SSD */
+	bool ahead; /* a sequential reader will come for it: stays in memory for a while */
 	/* under the bucket's lock */
 	enum flight_state state;
 	bool bad; /* its bytes were wrong: don't join, don't write to the SSD */
+	bool writing; /* a range on its way to the SSD */
+	bool lingers; /* landed, but still here to be read from (fetch_linger.c) */
+	struct flight *linger_next;
 	unsigned refs;
 	struct frame_want *wants;
 	struct pack_waiter *packs;
@@ -134,6 +138,12 @@ struct fetch {
 	bool stop;
 	pthread_t *threads;
 	unsigned nthreads;
+
+	struct silt_lock linger_lock; /* guards the buffers too */
+	struct flight *linger_first, **linger_last;
+	uint64_t linger_bytes;
+	uint8_t *buffers[8];
+	unsigned nbuffers;
 
 	atomic_ulong inserting; /* bytes of packs waiting for the SSD */
 
@@ -194,8 +204,29 @@ void flight_unref(struct fetch *f, struct flight *fl);
 /* Verified frames from byte `at` of the flight's data on go to memory. */
 void flight_remember(struct fetch *f, struct flight *fl, uint32_t at);
 
+/* Waits until no range of the pack is being written to the SSD. None begins while a whole flight of it
+ * is in its bucket. */
+void flight_wait_for_ranges(struct fetch *f, uint64_t pack);
+
+/* Whether `w` lies in the flight's range and may wait for it or read from it. Bucket locked. */
+bool flight_covers(const struct flight *fl, const struct frame_want *w);
+
+/* --- fetch_linger.c ------------------------------------------------------------------------------
+ */
+#define WHOLE_ROOM ((size_t)20 << 20) /* holds any pack of ordinary size */
+uint8_t *buffer_get(struct fetch *f); /* WHOLE_ROOM bytes, or NULL */
+void buffer_put(struct fetch *f, uint8_t *b);
+
+/* Answers a want from a pack that lingers in memory. -ENOENT: there is none; -EBADMSG. */
+int flight_borrow(struct frame_want *w);
+
+/* Keeps a flight (and its reference) that is still in its bucket, with `lingers` set. */
+void linger_add(struct fetch *f, struct flight *fl);
+void linger_trim(struct fetch *f, uint64_t most);
+void linger_free(struct fetch *f);
+
 /* --- fetch_pack.c --------------------------------------------------------------------------------
  */
 
 /* Wants the whole pack on the SSD; `w` (may be NULL) is answered then. */
-void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep);
+void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep, bool ahead);

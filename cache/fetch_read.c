@@ -175,7 +175,7 @@ static void on_ssd(struct tier_io *io, const uint8_t *data, int err)
 static int want_start(struct frame_want *w)
 {
 	struct fetch *f = w->op->f;
-	if (in_memory(f, w))
+	if (in_memory(f, w) || flight_borrow(w) == 0)
 		return 0;
 	w->io.done = on_ssd;
 	w->tries = 0;

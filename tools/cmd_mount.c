@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -405,6 +406,10 @@ int cmd_mount(int argc, char **argv)
 	struct silt_err err = { 0 };
 	int opt, rc;
 
+	/* Buffers of a megabyte come and go with every large read and write: fresh pages for each cost
+	 * more than the copy into them. */
+	mallopt(M_MMAP_THRESHOLD, 8 << 20);
+	mallopt(M_TRIM_THRESHOLD, 64 << 20);
 	if (!m)
 		return cli_fail(CLI_FAILED, "out of memory");
 	m->report_fd = -1;
