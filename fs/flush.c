@@ -156,6 +156,7 @@ static void segment_end(struct segment *s, int err, bool gone)
 		node_put(fs, n);
 	node_put(fs, n);
 	fs_unpark(fs, gone ? 0 : err);
+	fs_background_end(fs);
 }
 
 static void gone_checked(void *arg, const struct meta_reply *reply)
@@ -183,6 +184,7 @@ void node_submit(struct fs *fs, struct segment *chain)
 		chain = s->chain; /* `s` may be gone when cache_write() returns */
 		s->write.done = segment_done;
 		s->write.arg = s;
+		fs_background_begin(fs);
 		cache_write(fs->cfg.cache, &s->write);
 	}
 }

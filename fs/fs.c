@@ -334,15 +334,20 @@ void fs_stop(struct fs *fs)
 	janitor_stop(fs->janitor);
 }
 
+static size_t unfinished(struct fs *fs)
+{
+	return request_pool_live(&fs->requests) + atomic_load(&fs->background);
+}
+
 static void wait_for_requests(struct fs *fs)
 {
 	struct timespec tick = { .tv_nsec = 1000000 };
-	for (unsigned ms = 1; request_pool_live(&fs->requests) > 0; ms++) {
+	size_t n;
+	for (unsigned ms = 1; (n = unfinished(fs)) > 0; ms++) {
 		nanosleep(&tick, NULL);
 		if (ms % 5000 == 0)
 			silt_warn(fs->cfg.log,
-			          "unmounting waits for %zu requests to Redis or the store",
-			          request_pool_live(&fs->requests));
+			          "unmounting waits for %zu requests to Redis or the store", n);
 	}
 }
 

@@ -49,10 +49,23 @@ struct fs {
 	struct open_dirs open_dirs;
 	struct write_pool pool;
 	struct write_queue queue;
+	/* Calls to meta/ and cache/ on their way that are nobody's request: segments, windows. */
+	atomic_uint background;
 	struct janitor *janitor;
 	struct control *control;
 	char features[256];
 };
+
+/* fs_close() waits for the end; after it the completion must not touch `fs` any more. */
+static inline void fs_background_begin(struct fs *fs)
+{
+	atomic_fetch_add(&fs->background, 1);
+}
+
+static inline void fs_background_end(struct fs *fs)
+{
+	atomic_fetch_sub(&fs->background, 1);
+}
 
 /* --- node.c, flush.c: attributes as this mount sees them ---------------------------------- */
 

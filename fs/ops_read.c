@@ -47,8 +47,10 @@ static void map_answered(struct map_request *q, struct request *waiters, int err
 		else
 			read_plan(r);
 	}
-	node_put(q->fs, q->node);
+	struct fs *fs = q->fs;
+	node_put(fs, q->node);
 	free(q);
+	fs_background_end(fs);
 }
 
 static struct request *take_waiters_locked(struct node *n)
@@ -141,6 +143,7 @@ static void ask_map(struct fs *fs, struct node *n, enum map_need need, uint64_t 
 		return;
 	}
 	node_ref(fs, n);
+	fs_background_begin(fs);
 	*q = (struct map_request){ fs, n, window, generation };
 	if (need == NEED_INODE)
 		meta_getattr(fs->cfg.meta, n->ino, inode_done, q);
@@ -348,6 +351,7 @@ static void read_plan(struct request *r)
 	ask_map(fs, n, ahead.need == NEED_NOTHING ? NEED_WAIT : ahead.need, ahead.window,
 	        ahead.generation);
 	silt_ino ino = n->ino;
+	struct cache *cache = fs->cfg.cache; /* the request may be the last thing that keeps fs */
 	if (!planned) {
 		request_end_err(r, -ENOMEM);
 		return;
@@ -355,7 +359,7 @@ static void read_plan(struct request *r)
 	r->size = end - r->off;
 	read_pieces(r);
 	for (size_t i = 0; i < ahead.n; i++)
-		cache_prefetch(fs->cfg.cache, ino, &ahead.v[i]);
+		cache_prefetch(cache, ino, &ahead.v[i]);
 }
 
 void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
