@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import time
 
@@ -35,6 +36,7 @@ class Bench:
 
     def __enter__(self):
         self.args = self.t.args = self.parser.parse_args()
+        self.t.begin()
         if self.args.storage == "s3":
             # On disk: what is measured is kept longer than memory would hold it.
             self.t._rgw = Rgw(os.path.join(self.t.tmp, "rgw"), "bluestore")
@@ -53,7 +55,8 @@ class Bench:
         if self.t._rgw:
             self.t._rgw.close()
         if not self.args.keep:
-            os.system(f"rm -rf --one-file-system {self.t.tmp}")
+            own = [self.t.tmp] + ([self.t.out] if self.t.own_out and kind is None else [])
+            subprocess.run(["rm", "-rf", "--one-file-system", *own])
         for line in wrong:
             print(f"trouble: {line}", file=sys.stderr)
         if kind is None:

@@ -290,11 +290,8 @@ def flatten_counters(status):
 class Suite:
     def __init__(self, needs_fuse=True):
         self.cases = []
-        self.out = os.environ.get("SILT_TEST_OUT") or tempfile.mkdtemp(prefix="silt-out.")
-        self.own_out = "SILT_TEST_OUT" not in os.environ
-        # Not /tmp: it may be memory, and the SSD cache wants a real disk. Short, for sockets.
-        self.tmp = tempfile.mkdtemp(prefix="silt.", dir=os.environ.get("TMPDIR", "/var/tmp"))
-        os.chmod(self.tmp, 0o755)
+        self.out = self.tmp = None
+        self.own_out = not os.environ.get("SILT_TEST_OUT")
         self.needs_fuse = needs_fuse
         self.mounts, self.servers, self.undo = [], [], []
         self.counts = {}
@@ -304,6 +301,14 @@ class Suite:
         self.parser.add_argument("case", nargs="*", help="run just the cases whose name has this")
         self.parser.add_argument("--keep", action="store_true", help="keep data and logs")
         self.parser.add_argument("--list", action="store_true")
+
+    def begin(self):
+        """Makes the folders for logs and data."""
+        # Not /tmp: it may be memory, and the SSD cache wants a real disk. Short, for sockets.
+        place = os.environ.get("TMPDIR", "/var/tmp")
+        self.out = os.environ.get("SILT_TEST_OUT") or tempfile.mkdtemp(prefix="silt-out.", dir=place)
+        self.tmp = tempfile.mkdtemp(prefix="silt.", dir=place)
+        os.chmod(self.tmp, 0o755)
 
     # --- making things -------------------------------------------------------------------------------
     def count(self, what):
@@ -466,6 +471,7 @@ class Suite:
         if not wanted:
             sys.exit(f"no case is called {self.args.case}; --list names them")
         failed = 0
+        self.begin()
         try:
             for name, function in wanted:
                 failed += not self.run_case(name, function)
