@@ -30,7 +30,7 @@ struct cache_config {
 	struct silt_metrics *metrics;
 	uint64_t volume;	  /* volume id, in every pack header and in the slot table */
 	const char *cache_dir;	  /* NULL: no SSD tier */
-	uint64_t cache_size;	  /* bytes of SSD at most; 0: 90 % of what is free, at most 100 GiB */
+	uint64_t cache_size;	  /* bytes of SSD at most; 0: 25 % of what is free, at most 100 GiB */
 	double free_ratio;	  /* keep at least this share of the disk free; 0: 0.1 */
 	uint64_t memory_size;	  /* bytes of decoded frames kept in memory; 0: 64 MiB */
 	int compress_level;	  /* zstd; 0: off */

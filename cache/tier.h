@@ -33,7 +33,7 @@ struct tier;
 
 struct tier_config {
 	const char *dir;
-	uint64_t size;     /* bytes at most; 0: 90 % of what is free, at most 100 GiB */
+	uint64_t size;     /* bytes at most; 0: 25 % of what is free, at most 100 GiB */
 	double free_ratio; /* keep at least this share of the disk free; 0: 0.1 */
 	uint64_t volume;
 	struct silt_log *log;

@@ -100,7 +100,7 @@ int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint64_t *bytes,
 	room -= room / 1024; /* the table, block maps */
 	uint64_t want = size;
 	if (want == 0)
-		want = have / 10 * 9 < DEFAULT_SIZE ? have / 10 * 9 : DEFAULT_SIZE;
+		want = have / 4 < DEFAULT_SIZE ? have / 4 : DEFAULT_SIZE; /* it is allocated at once */
 	uint64_t n = want < room ? want : room;
 	if (n > TIER_MAX_FILES * TIER_FILE_SIZE)
 		n = TIER_MAX_FILES * TIER_FILE_SIZE;

@@ -23,7 +23,7 @@ const struct option_def option_table[] = {
 	{ "cache-dir", OPTION_PATH, FIELD(cache_dir), 0, 0, NULL, "DIR|none",
 	  "SSD cache; default below ~/.cache/siltfs, as root /var/cache/siltfs" },
 	{ "cache-size", OPTION_SIZE, FIELD(cache_size), 16 * MIB, 1024 * TIB, NULL, "SIZE",
-	  "of the SSD cache; default 90 % of what is free, at most 100G" },
+	  "of the SSD cache; default 25 % of what is free, at most 100G" },
 	{ "free-space-ratio", OPTION_RATIO, FIELD(free_ratio), 0.001, 0.99, "0.1", "RATIO",
 	  "share of the cache's disk that stays free" },
 	{ "memory-size", OPTION_SIZE, FIELD(memory_size), 1 * MIB, 1 * TIB, "64M", "SIZE",
