@@ -222,10 +222,12 @@ struct pack_waiter *flight_land(struct fetch *f, struct flight *fl, int err)
 	struct pack_waiter *packs = fl->packs;
 	fl->packs = NULL;
 	silt_unlock(&b->lock);
-	assert(!w || err < 0);
 	while (w) {
 		struct frame_want *next = w->next;
-		want_answer(w, reader_error(err));
+		/* Wants are left without an error when the pack was on the SSD all the time. */
+		int rc = err < 0 ? reader_error(err) : want_start(w);
+		if (rc != -EINPROGRESS)
+			want_answer(w, rc);
 		w = next;
 	}
 	return packs;

@@ -172,6 +172,10 @@ void decoder_put(struct fetch *f, struct decoder *d);
 int want_decode(struct frame_want *w, const uint8_t *data, size_t n);
 void want_answer(struct frame_want *w, int err);
 
+/* Looks for a want's frame in memory, on the SSD, in the store. 0: answered into dst already;
+ * -EINPROGRESS; or an error. */
+int want_start(struct frame_want *w);
+
 /* Starts (or starts again) a read whose pack's index is here now; answers it. */
 void read_with_index(struct read_op *op, const struct pack_index *ix);
 void read_fail(struct read_op *op, int err);

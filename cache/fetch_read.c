@@ -171,8 +171,7 @@ static void on_ssd(struct tier_io *io, const uint8_t *data, int err)
 		want_answer(w, rc);
 }
 
-/* 0: answered; -EINPROGRESS; or an error. */
-static int want_start(struct frame_want *w)
+int want_start(struct frame_want *w)
 {
 	struct fetch *f = w->op->f;
 	if (in_memory(f, w) || flight_borrow(w) == 0)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "cache/fetch.h"
+#include "cache/fetch_parts.h"
 #include "cache/pack.h"
 #include "meta/lock.h"
 
@@ -593,6 +594,26 @@ static void test_prefetched_packs_linger(void **state)
 	assert_true(metric(f, M_HIT_SSD) > 0);
 }
 
+/* A reader that waits for a pack fetched ahead, which turns out to be on the SSD already, reads it there:
+ * many packs are wanted at once, twice, while they are read. */
+static void test_waiting_for_a_pack_that_is_here(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_extent e[6];
+	open_cache(f, 64, 0);
+	for (unsigned i = 0; i < 6; i++)
+		e[i] = make_big(f, 60 + i, 0, i * (uint64_t)BIG);
+	for (unsigned round = 0; round < 40; round++) {
+		for (unsigned k = 0; k < 2; k++)
+			for (unsigned i = 0; i < 6; i++)
+				pack_wanted(f->fetch, 60 + i, NULL, false, true);
+		for (unsigned i = 0; i < 6; i++)
+			check(f, 5, &e[i], e[i].off + 100 * round, 300000, true);
+		tier_invalidate(f->fetch->tier, 60 + round % 6, PACK_HEADER, 100000);
+		linger_trim(f->fetch, 0);
+	}
+}
+
 static void test_prefetch_and_insert(void **state)
 {
 	struct fixture *f = *state;
@@ -691,6 +712,7 @@ int main(void)
 		T(test_fetches_of_one_pack_share_a_get),
 		T(test_hot_pack_comes_whole),
 		T(test_prefetch_and_insert),
+		T(test_waiting_for_a_pack_that_is_here),
 		T(test_prefetched_packs_linger),
 		T(test_cache_smaller_than_the_data),
 	};
