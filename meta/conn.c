@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@ struct conn_request {
 	int holders;	   /* FIFO and writer; under conn->lock */
 	unsigned kind;
 	bool has_retry_flag, touched; /* touched: some of it may have reached a server */
+	bool popped;		      /* off the FIFO */
 	size_t len, cap, off; /* off: bytes written so far */
 	char data[];
 };
@@ -116,8 +118,10 @@ static void wake_reader(struct conn *c)
 	}
 }
 
-/* Drops a writer's hold on the first `n` requests of a batch that are wholly written, and finds where
- * to go on. Caller holds the lock. */
+/* Drops a writer's hold on the requests of a batch, and finds where to go on. A request that was not
+ * written to its end but is off the FIFO had its time run out or got a reply that can't be its own: the
+ * reader is about to drop the connection, and nothing may follow the half request until then. Caller
+ * holds the lock. */
 static void after_write(struct conn *c, struct conn_request **batch, int n, ssize_t written)
 {
 	struct conn_request *resume = NULL;
@@ -127,9 +131,14 @@ static void after_write(struct conn *c, struct conn_request **batch, int n, ssiz
 		if (!resume && written >= 0 && (size_t)written >= left) {
 			written -= (ssize_t)left;
 			r->off = r->len;
+		} else if (!resume && r->popped) {
+			c->up = false;
+			shutdown(c->ctx->fd, SHUT_RDWR);
+			written = -1;
 		} else if (!resume) {
 			if (written > 0)
 				r->off += (size_t)written;
+			written = -1;
 			resume = r;
 		}
 		if (--r->holders == 0)
@@ -232,6 +241,7 @@ static struct conn_request *pop(struct conn *c)
 		c->tail = &c->head;
 	if (c->unsent == r)
 		c->unsent = r->next;
+	r->popped = true;
 	return r;
 }
 
@@ -276,7 +286,12 @@ static int take_replies(struct conn *c)
 			return -EAGAIN;
 		}
 		silt_lock(&c->lock);
-		struct conn_request *r = pop(c);
+		struct conn_request *r = c->head;
+		/* A reply to something that was not asked yet is none of ours. */
+		if (r && r->holders == 1 && r->off < r->len)
+			r = NULL;
+		if (r)
+			pop(c);
 		silt_unlock(&c->lock);
 		if (!r) {
 			freeReplyObject(reply);
@@ -313,6 +328,7 @@ static bool expire(struct conn *c)
 			return was_up;
 		}
 		was_up = was_up || c->up;
+		c->up = false; /* it may be half written: nothing must follow */
 		pop(c);
 		silt_unlock(&c->lock);
 		silt_error(c->cfg.log, "redis at %s did not answer for %u s: giving a request up",
@@ -342,6 +358,8 @@ static void go_down(struct conn *c, int why)
 	redisContext *old = c->ctx;
 	c->ctx = NULL;
 	silt_unlock(&c->lock);
+	if (c->cfg.on_down)
+		c->cfg.on_down(c->cfg.on_connect_arg);
 	if (old)
 		redisFree(old);
 	if (!stopping)
@@ -421,6 +439,8 @@ static void *reader_main(void *arg)
 	struct conn *c = arg;
 	SILT_FREE char *buf = malloc(READ_CHUNK);
 	assert(buf);
+	sigset_t before;
+	conn_hold_sigpipe(&before);
 	pthread_setname_np(pthread_self(), "silt-redis");
 	while (!should_stop(c)) {
 		int rc = 0;
@@ -500,6 +520,25 @@ int conn_connect_plain(const struct meta_address *a, const char *socket_path, un
 	}
 	*out = c;
 	return 0;
+}
+
+void conn_hold_sigpipe(sigset_t *before)
+{
+	sigset_t pipe;
+	sigemptyset(&pipe);
+	sigaddset(&pipe, SIGPIPE);
+	pthread_sigmask(SIG_BLOCK, &pipe, before);
+}
+
+void conn_restore_sigpipe(const sigset_t *before)
+{
+	sigset_t pipe;
+	sigemptyset(&pipe);
+	sigaddset(&pipe, SIGPIPE);
+	if (!sigismember(before, SIGPIPE))
+		while (sigtimedwait(&pipe, NULL, &(struct timespec){ 0 }) == SIGPIPE)
+			;
+	pthread_sigmask(SIG_SETMASK, before, NULL);
 }
 
 static int copy_address(const struct meta_address *a, struct meta_address *to)

@@ -14,6 +14,7 @@
  * holders, the FIFO (until its reply) and a writer (during its writev): the last one frees it. */
 #pragma once
 #include <hiredis/hiredis.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -37,12 +38,19 @@ struct conn_config {
 	 * flow; a non-zero return means: try again later. May be NULL. */
 	int (*on_connect)(void *arg, redisContext *c);
 	void *on_connect_arg;
+	/* Called on the reader thread when the connection is lost, with `on_connect_arg`. May be NULL. */
+	void (*on_down)(void *arg);
 };
 
 /* Connects and authenticates a plain blocking hiredis connection, with time-outs in milliseconds.
  * -EACCES wrong password or user, -ECONNREFUSED, -ETIMEDOUT, -EHOSTUNREACH, ... with a line. */
 int conn_connect_plain(const struct meta_address *a, const char *socket_path, unsigned timeout_ms,
 		       redisContext **out, struct silt_err *err);
+
+/* hiredis writes with write(): a server that closes the connection would end the process by SIGPIPE. The
+ * signal is held back on the calling thread between these two. */
+void conn_hold_sigpipe(sigset_t *before);
+void conn_restore_sigpipe(const sigset_t *before);
 
 /* Takes over an authenticated connection `c` and starts the reader thread. */
 int conn_open(const struct conn_config *cfg, redisContext *c, struct conn **out);

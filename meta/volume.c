@@ -199,16 +199,36 @@ int server_check(redisContext *c, const char *shown, struct meta_server_info *in
 	return 0;
 }
 
+/* Are the functions there, just these? A server that is full, or may not write, can't load them. */
+static bool functions_there(redisContext *c)
+{
+	static const char key[] = "library_code";
+	size_t size = (size_t)(silt_functions_end - silt_functions_begin);
+	redisReply *r = redisCommand(c, "FUNCTION LIST LIBRARYNAME siltfs1 WITHCODE");
+	bool there = false;
+	const redisReply *lib = r && r->type == REDIS_REPLY_ARRAY && r->elements == 1 ? r->element[0] : NULL;
+	for (size_t i = 0; lib && i + 1 < lib->elements; i += 2) {
+		const redisReply *k = lib->element[i], *v = lib->element[i + 1];
+		if (k->type == REDIS_REPLY_STRING && v->type == REDIS_REPLY_STRING && !strcmp(k->str, key))
+			there = v->len == size && !memcmp(v->str, silt_functions_begin, size);
+	}
+	if (r)
+		freeReplyObject(r);
+	return there;
+}
+
 int functions_load(redisContext *c, const char *shown, struct silt_err *err)
 {
-	/* Loading is cheap and replaces an older build of the same format version. */
+	if (functions_there(c))
+		return 0;
+	/* This replaces another build of the same format version. */
 	redisReply *r = redisCommand(c, "FUNCTION LOAD REPLACE %b", silt_functions_begin,
 				     (size_t)(silt_functions_end - silt_functions_begin));
 	if (r && r->type == REDIS_REPLY_STRING) {
 		freeReplyObject(r);
 		return 0;
 	}
-	int rc = silt_fail(err, r && strstr(r->str, "NOPERM") ? -EACCES : -EIO,
+	int rc = silt_fail(err, r && r->str && strstr(r->str, "NOPERM") ? -EACCES : -EIO,
 			   "redis at %s refuses the server-side functions: %s", shown,
 			   r && r->str ? r->str : "connection closed");
 	if (r)
@@ -258,6 +278,8 @@ int meta_format(const struct meta_address *a, const struct meta_volume *v, uint3
 	struct meta_local *local = NULL;
 	redisContext *c = NULL;
 	int rc = 0;
+	sigset_t before;
+	conn_hold_sigpipe(&before);
 	if (a->kind == META_ADDRESS_LOCAL)
 		rc = meta_local_open(a->path, 1, log, &local, err);
 	if (!rc)
@@ -272,6 +294,7 @@ int meta_format(const struct meta_address *a, const struct meta_volume *v, uint3
 		rc = write_volume(c, a->shown, v, uid, gid, err);
 	if (c)
 		redisFree(c);
+	conn_restore_sigpipe(&before);
 	meta_local_close(local);
 	return rc;
 }
