@@ -50,6 +50,11 @@ static int on_connect(void *arg, redisContext *c)
 	return rc;
 }
 
+static void on_down(void *arg)
+{
+	leases_forget(arg);
+}
+
 static void warn_about(struct meta *m, const struct meta_server_info *i)
 {
 	if (!i->append_only)
@@ -81,7 +86,8 @@ static int connect_first(struct meta *m, struct silt_err *err)
 		m->fill = info.listpack_entries >= 4 * FILL ? FILL : FILL_SMALL;
 		struct conn_config cfg = { .address = a, .socket_path = path, .log = m->log,
 					   .metrics = m->metrics, .wait_ms = m->cfg.wait_ms,
-					   .on_connect = on_connect, .on_connect_arg = m };
+					   .on_connect = on_connect, .on_connect_arg = m,
+					   .on_down = on_down };
 		rc = conn_open(&cfg, c, &m->conn);
 		if (rc)
 			silt_fail(err, rc, "cannot start the connection to redis: %s", strerror(-rc));
@@ -93,18 +99,22 @@ static int connect_first(struct meta *m, struct silt_err *err)
 
 /* --- the session --- */
 
+/* Registers a session; one that has been taken for dead again, under its number. */
 static int open_session(struct meta *m, struct silt_err *err)
 {
-	struct conn_request *r = call_begin(m, 0, F_SESSION_OPEN, 2, 0);
+	struct conn_request *r = call_begin(m, 0, F_SESSION_OPEN, 3, 0);
 	redisReply *reply = NULL;
+	uint64_t before = m->session;
 	conn_arg_str(&r, m->cfg.session_info ? m->cfg.session_info : "{}");
 	conn_arg_u64(&r, (uint64_t)m->cfg.heartbeat_ms * HEARTBEATS_MISSED);
+	conn_arg_u64(&r, before);
 	int rc = call_checked(m, F_SESSION_OPEN, r, &reply, NULL);
-	if (!rc && reply->elements > 1 && reply->element[1]->type == REDIS_REPLY_INTEGER)
+	if (!rc && !before && reply->elements > 1 && reply->element[1]->type == REDIS_REPLY_INTEGER)
 		m->session = (uint64_t)reply->element[1]->integer;
 	if (reply)
 		freeReplyObject(reply);
-	snprintf(m->session_text, sizeof(m->session_text), "%llu", (unsigned long long)m->session);
+	if (!before)
+		snprintf(m->session_text, sizeof(m->session_text), "%llu", (unsigned long long)m->session);
 	if (rc || !m->session)
 		return silt_fail(err, rc ? rc : -EIO, "cannot register a session with redis: %s", strerror(-rc));
 	return 0;
@@ -133,21 +143,25 @@ static void take_over(struct meta *m, const char *dead, uint64_t ttl)
 	tx_recover(m, dead);
 }
 
-static void beat(struct meta *m)
+static int beat(struct meta *m)
 {
 	uint64_t ttl = (uint64_t)m->cfg.heartbeat_ms * HEARTBEATS_MISSED;
 	redisReply *reply = NULL;
 	int rc = simple_call(m, F_HEARTBEAT, m->session_text, ttl, &reply);
-	if (rc == -ENOENT)
+	if (rc == -ENOENT) {
 		silt_error(m->log, "session %s was taken for dead (no heartbeat for %llu s): files that were "
-			   "deleted while open here are gone; remount", m->session_text,
+			   "deleted while open here are gone", m->session_text,
 			   (unsigned long long)ttl / 1000);
+		rc = open_session(m, NULL); /* what it holds from now on must be found when it dies */
+	}
 	if (rc)
-		return;
-	for (size_t i = 1; i < reply->elements; i++)
+		return rc;
+	for (size_t i = 1; reply && i < reply->elements; i++)
 		if (reply_at(reply, i) && strcmp(reply_at(reply, i)->str, m->session_text) != 0)
 			take_over(m, reply_at(reply, i)->str, ttl);
-	freeReplyObject(reply);
+	if (reply)
+		freeReplyObject(reply);
+	return 0;
 }
 
 static void *heart_main(void *arg)
@@ -157,8 +171,10 @@ static void *heart_main(void *arg)
 	silt_lock(&m->heart_lock);
 	while (!m->stopping) {
 		silt_unlock(&m->heart_lock);
-		beat(m);
-		tx_collect_garbage(m);
+		if (beat(m) == 0) { /* else every call of these would wait as long as it may */
+			tx_finish_stuck(m);
+			tx_collect_garbage(m);
+		}
 		silt_lock(&m->heart_lock);
 		uint64_t until = silt_now_ns() + (uint64_t)m->cfg.heartbeat_ms * 1000000u;
 		while (!m->stopping && silt_cond_wait_until(&m->heart_wake, &m->heart_lock, until))
@@ -203,13 +219,16 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 	silt_lock_init(&m->heart_lock);
 	silt_cond_init(&m->heart_wake);
 	int rc = 0;
+	sigset_t before;
+	conn_hold_sigpipe(&before);
 	if (cfg->address->kind == META_ADDRESS_LOCAL)
 		rc = meta_local_open(cfg->address->path, 0, m->log, &m->local, err);
+	if (!rc && (rc = leases_open(m)) != 0) /* before the connection, which tells of its loss */
+		silt_fail(err, rc, "out of memory");
 	if (!rc)
 		rc = connect_first(m, err);
+	conn_restore_sigpipe(&before);
 	if (!rc && (rc = sequences_init(m)) != 0)
-		silt_fail(err, rc, "out of memory");
-	if (!rc && (rc = leases_open(m)) != 0)
 		silt_fail(err, rc, "out of memory");
 	if (!rc && (rc = tx_open(m)) != 0)
 		silt_fail(err, rc, "cannot start threads: %s", strerror(-rc));

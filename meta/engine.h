@@ -45,6 +45,7 @@ struct sequence {
 	struct silt_lock lock;
 	uint64_t next, end;   /* the present block */
 	uint64_t next2, end2; /* the block after it, when it has come */
+	uint64_t known;	      /* the highest that was ever reserved here */
 	unsigned block;
 	bool asking;
 	struct op *waiting; /* operations that need a number */
@@ -66,7 +67,7 @@ struct meta {
 	struct sequence *sequences; /* one a shard */
 	struct tx_pool *tx;
 	struct leases *leases;
-	atomic_uint_fast64_t tx_counter;
+	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
 	struct silt_lock heart_lock; /* guards stopping */
@@ -125,11 +126,13 @@ int call_checked(struct meta *m, enum meta_function fn, struct conn_request *r, 
 
 /* sequence.c: calls op_with_sequence(op) with op->seq set, now or later. */
 void sequence_take(struct meta *m, unsigned shard, struct op *op);
+void sequence_forget(struct meta *m, unsigned shard); /* the numbers that are at hand: they are in use */
 int sequences_init(struct meta *m);
 void sequences_free(struct meta *m);
 
 /* ops.c */
 void op_with_sequence(struct op *op);
+void op_other_sequence(struct op *op); /* the one it has is in use */
 void op_resubmit(struct op *op); /* sends the operation's first call again */
 /* Looks the inode up in its own shard and ends the operation with it. */
 void op_finish_with_getattr(struct op *op, silt_ino ino, const struct meta_reply *so_far);
@@ -144,6 +147,8 @@ void tx_rename(struct op *op);
 /* After an unlink or rename left an intent for an inode elsewhere: finish it, then end `op`. */
 void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far);
 void tx_again(struct op *op); /* resubmit after a pause */
+/* Completes own operations that lost Redis on their way. Heartbeat thread. */
+void tx_finish_stuck(struct meta *m);
 /* Completes what a dead session left in every shard, and forgets the session. Heartbeat thread. */
 void tx_recover(struct meta *m, const char *session);
 void tx_collect_garbage(struct meta *m);

@@ -12,6 +12,7 @@
 --   Ti<q/64>         hash    INODE BUCKET: q%64 -> inode record    (q: sequence, hex in key names)
 --   Td<q>:<start>    hash    DENTRY BUCKET of directory q: name -> entry
 --   Tx<q>            hash    window -> extent log, of files with more than one extent
+--   Tx<q>:<n>        hash    the same, cut off by a truncation to 0: garbage
 --   Ty<q>            string  target of a long symbolic link
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use
 --   Tz               set     packs whose live bytes came to 0 here
@@ -20,6 +21,7 @@
 --   Te               hash    q -> lease of directory q (see there)
 --   Tt               hash    intents of operations across shards: transaction -> what it is
 --   Ta<transaction>  string  result of a step that was applied for a transaction
+--   Tr<session>      hash    number % 128 -> reply of that request (see "requests sent again")
 --
 -- Dentry buckets. A name's place in its directory is the first 52 bits of its SHA-1; that never
 -- changes, and a listing goes in the order of places. With n buckets, 2^L <= n < 2^(L+1), the range of
@@ -49,7 +51,7 @@
 -- A library sees no globals while it is loaded: ready() fetches them at the first call.
 local call, sha1hex, byte, char, sub, fmt, floor
 local ENOENT, EEXIST, ENOTDIR, EISDIR, EINVAL, EMLINK = -2, -17, -20, -21, -22, -31
-local EAGAIN, EXDEV, ENOTEMPTY, EPERM, EIO = -11, -18, -39, -1, -5
+local EAGAIN, EXDEV, ENOTEMPTY, EPERM, EIO, ESTALE = -11, -18, -39, -1, -5, -116
 local WINDOW = 67108864
 local DIR, REG, LNK = 4, 8, 10 -- d_type
 local LINK_MAX = 65000
@@ -374,6 +376,16 @@ local function lease_set(T, q, holder, stop, bar, waited)
   call('HSET', T .. 'e', hex(q), fmt('%s %.0f %.0f %d', holder, stop, bar, waited))
 end
 
+-- Leases that ran out are dropped when new ones are given, a few at random each time, so that Te does
+-- not grow with every directory that ever had one. (The bit in the record may stay: no field, no lease.)
+local function lease_trim(T, now)
+  local some = call('HRANDFIELD', T .. 'e', 3, 'WITHVALUES')
+  for i = 1, #some, 2 do
+    local stop, bar = string.match(some[i + 1], '^%d+ (%d+) (%d+) [01]$')
+    if not stop or stop + bar < now then call('HDEL', T .. 'e', some[i]) end
+  end
+end
+
 -- Before `session` adds a name to directory q. Returns for how many ms it holds the lease (0: it does
 -- not; negative: it holds it anew, others may have added names before), and whether it must wait for
 -- another's. Changes d.leased; who goes on to add a name writes d.
@@ -395,8 +407,13 @@ local function lease(T, q, d, session, wanted)
     end
   end
   if holder == '0' and runs then return 0 end
-  if mine and (waited or stop - now > LEASE_MS / 2) then return math.max(stop - now, 0) end
+  if mine and waited and not runs then
+    lease_set(T, q, '0', now + bar, bar, 0)
+    return 0
+  end
+  if mine and (waited or stop - now > LEASE_MS / 2) then return stop - now end
   if wanted then
+    lease_trim(T, now)
     lease_set(T, q, session, now + LEASE_MS, bar, 0)
     d.leased = true
     return mine and runs and LEASE_MS or -LEASE_MS
@@ -475,6 +492,7 @@ end
 local function destroy(T, q, r)
   free_data(T, q, r)
   drop(T, q)
+  if r.leased then call('HDEL', T .. 'e', hex(q)) end
   usage(T, -1, r.kind == REG and -r.size or 0)
 end
 
@@ -492,17 +510,34 @@ local function drop_link(T, q, r, keep, now)
   return build(r)
 end
 
-local function truncate_windows(T, q, size)
+-- Cuts the windows of a file of `old` bytes. What it costs depends on what is cut off; nothing when that
+-- is all.
+local function truncate_windows(T, q, size, old)
   local key = T .. 'x' .. hex(q)
-  local first = floor(size / WINDOW)
-  for _, w in ipairs(call('HKEYS', key)) do
-    local n = tonumber(w)
-    if n > first or (n == first and size % WINDOW == 0) then
-      call('RPUSH', T .. 'g', 'B' .. call('HGET', key, w))
+  local first, last = floor(size / WINDOW), floor(old / WINDOW)
+  if size == 0 then
+    local name = hex(q) .. ':' .. hex(call('HINCRBY', T .. 'c', 'g', 1))
+    if call('EXISTS', key) == 1 then
+      call('RENAME', key, T .. 'x' .. name)
+      call('RPUSH', T .. 'g', 'X' .. name)
+    end
+    return
+  end
+  local function cut(w)
+    local log = call('HGET', key, w)
+    if not log then return end
+    if w > first or size % WINDOW == 0 then
+      call('RPUSH', T .. 'g', 'B' .. log)
       call('HDEL', key, w)
-    elseif n == first then
-      local hole = extent_put(size, (first + 1) * WINDOW - size, 0, 0, 0, 1, 0)
-      call('HSET', key, w, call('HGET', key, w) .. hole)
+    else
+      call('HSET', key, w, log .. extent_put(size, (first + 1) * WINDOW - size, 0, 0, 0, 1, 0))
+    end
+  end
+  if last - first <= 2 * call('HLEN', key) then
+    for w = first, last do cut(w) end
+  else
+    for _, w in ipairs(call('HKEYS', key)) do
+      if tonumber(w) >= first then cut(tonumber(w)) end
     end
   end
 end
@@ -519,7 +554,7 @@ local function resize(T, q, r, size)
       r.tail = '\1' .. extent_put(off, size - off, pack, pack_off, stored, flags, skip)
     end
   elseif size < r.size and map == 2 then
-    truncate_windows(T, q, size)
+    truncate_windows(T, q, size, r.size)
     if size == 0 then r.tail = '\0' end
   end
   usage(T, 0, size - r.size)
@@ -530,4 +565,34 @@ local function drop_suid(mode)
   if floor(mode / 2048) % 2 == 1 then mode = mode - 2048 end
   if floor(mode / 1024) % 2 == 1 and floor(mode / 8) % 2 == 1 then mode = mode - 1024 end
   return mode
+end
+
+-- --- requests sent again
+--
+-- Most functions see from what is there that they have been applied already. Those that take names away
+-- or exchange them can't: the name that is there now may be somebody else's new file. So they keep their
+-- reply, under the request's number, for a while: 128 numbers of a session, more than it has under way at a time.
+
+local REQUESTS = 128
+
+local function request_of(T, id) -- key, number; nil for a client without a session
+  local sid, n = string.match(id, '^(%d+)%.(%x+)$')
+  if sid and sid ~= '0' then return T .. 'r' .. sid, tonumber(n, 16) end
+end
+
+local function remember(T, id, reply)
+  local key, n = request_of(T, id)
+  if key then call('HSET', key, n % REQUESTS, cmsgpack.pack(n, reply)) end
+  return reply
+end
+
+-- What `id` was answered, or nil and whether that is for certain: then it was not executed.
+local function answered(T, id)
+  local key, n = request_of(T, id)
+  if not key then return nil, false end
+  local s = call('HGET', key, n % REQUESTS)
+  if not s then return nil, true end
+  local kept, reply = cmsgpack.unpack(s)
+  if kept == n then return reply end
+  return nil, kept < n
 end

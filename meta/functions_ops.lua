@@ -69,7 +69,8 @@ end
 
 -- dir, name, new sequence, mode, uid, gid, now, tail, long target, open_existing, fill, session, lease
 -- wanted, retry. Reply: 0 made or 1 existed, entry, record, the directory's record,
--- for how many ms it is leased (see lease()).
+-- for how many ms it is leased (see lease()). ESTALE: the sequence is in use (Redis has lost its last
+-- second and gave the number out again).
 local function make(K, A)
   local T, q, name, iq = K[1], tonumber(A[1]), A[2], tonumber(A[3])
   local now, fill = A[7], tonumber(A[11])
@@ -87,11 +88,19 @@ local function make(K, A)
     end
     return { A[10] == '1' and 1 or EEXIST, entry, s }
   end
-  local granted, busy = lease(T, q, d, A[12], A[13] == '1')
-  if busy then return EAGAIN end
+  local ikey, ifield = inode_key(T, iq)
+  if call('HEXISTS', ikey, ifield) == 1 then
+    -- Sent again, and the name is another by now: it is still what we made if its first time is ours.
+    local r, s = get(T, iq)
+    if A[14] == '1' and r.atime == now then return { 0, entry_of(r.kind, shard_of(T), iq, T), s } end
+    return ESTALE
+  end
   local mode, gid = tonumber(A[4]), tonumber(A[6])
   local kind = TYPE_OF[floor(mode / 4096)]
   if not kind then return EINVAL end
+  if kind == DIR and d.nlink >= LINK_MAX * 1000 then return EMLINK end
+  local granted, busy = lease(T, q, d, A[12], A[13] == '1') -- from here on nothing fails: it must be told
+  if busy then return EAGAIN end
   if floor(d.mode / 1024) % 2 == 1 then
     gid = d.gid
     if kind == DIR and floor(mode / 1024) % 2 == 0 then mode = mode + 1024 end
@@ -99,14 +108,14 @@ local function make(K, A)
   local r = { kind = kind, mode = mode, mtime = now, ctime = now, atime = now, uid = tonumber(A[5]),
     gid = gid, nlink = 1, size = 0, version = 0, tail = A[8] }
   if kind == DIR then
-    if d.nlink >= LINK_MAX * 1000 then return EMLINK end
     r.n, r.nlink = 1, 2
     r.tail = struct.pack('<I2I6', shard_of(T), q)
   elseif kind == LNK then
     r.size = A[9] == '' and #A[8] - 1 or #A[9]
     if A[9] ~= '' then call('SET', T .. 'y' .. hex(iq), A[9]) end
   end
-  local s = put(T, iq, r)
+  local s = build(r)
+  call('HSET', ikey, ifield, s)
   entry = entry_of(kind, shard_of(T), iq, T)
   call('HSET', key, name, entry)
   local ds = touch_dir(T, q, d, 1, kind == DIR and 1 or 0, now, fill)
@@ -138,9 +147,12 @@ local function setattr(K, A)
   return { 0, put(T, q, r) }
 end
 
--- inode, dir, name, now, fill, session, retry. Reply: 0, record, the directory's record.
+-- inode, dir, name, now, fill, session, transaction, retry. Reply: 0, record, the directory's record.
 local function link(K, A)
   local T, iq, q, name, now = K[1], tonumber(A[1]), tonumber(A[2]), A[3], A[4]
+  local before, certain
+  if A[8] == '1' then before, certain = answered(T, A[7]) end
+  if before then return before end
   local r, s = get(T, iq)
   if not r then return ENOENT end
   if r.kind == DIR then return EPERM end
@@ -152,7 +164,7 @@ local function link(K, A)
   local old = call('HGET', key, name)
   if old then
     local _, shard, oq = entry_get(old)
-    if A[7] == '1' and not shard and oq == iq then return { 0, s, '' } end
+    if A[8] == '1' and not certain and not shard and oq == iq then return { 0, s, '' } end
     return EEXIST
   end
   if r.nlink >= LINK_MAX then return EMLINK end
@@ -160,7 +172,9 @@ local function link(K, A)
   r.nlink, r.ctime = r.nlink + 1, now
   s = put(T, iq, r)
   call('HSET', key, name, entry_of(r.kind, shard_of(T), iq, T))
-  return { 0, s, touch_dir(T, q, d, 1, 0, now, tonumber(A[5])) }
+  local ds = touch_dir(T, q, d, 1, 0, now, tonumber(A[5]))
+  remember(T, A[7], { 0, s, '' })
+  return { 0, s, ds }
 end
 
 -- dir, name, session that keeps it open or "", now, fill, transaction, retry
@@ -168,11 +182,14 @@ end
 -- elsewhere, an intent was left.
 local function unlink(K, A)
   local T, q, name, now = K[1], tonumber(A[1]), A[2], A[4]
+  local before, certain
+  if A[7] == '1' then before, certain = answered(T, A[6]) end
+  if before then return before end
   local d, e = get_dir(T, q)
   if not d then return e end
   local key = dentry_key(T, q, d.n, name)
   local entry = call('HGET', key, name)
-  if not entry then return A[7] == '1' and { 0, '', '' } or ENOENT end
+  if not entry then return A[7] == '1' and not certain and { 0, '', '' } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
   if kind == DIR then return EISDIR end
   if moving then return EAGAIN end
@@ -185,17 +202,22 @@ local function unlink(K, A)
     if r then s = drop_link(T, iq, r, A[3], now) end
   end
   call('HDEL', key, name)
-  return { code, entry, s, touch_dir(T, q, d, -1, 0, now, tonumber(A[5])) }
+  local ds = touch_dir(T, q, d, -1, 0, now, tonumber(A[5]))
+  remember(T, A[6], { code, entry, s })
+  return { code, entry, s, ds }
 end
 
--- dir, name, now, fill, retry. Reply: 0, the directory's record.
+-- dir, name, now, fill, transaction, retry. Reply: 0, the directory's record.
 local function rmdir(K, A)
   local T, q, name, now = K[1], tonumber(A[1]), A[2], A[3]
+  local before, certain
+  if A[6] == '1' then before, certain = answered(T, A[5]) end
+  if before then return before end
   local d, e = get_dir(T, q)
   if not d then return e end
   local key = dentry_key(T, q, d.n, name)
   local entry = call('HGET', key, name)
-  if not entry then return A[5] == '1' and { 0 } or ENOENT end
+  if not entry then return A[6] == '1' and not certain and { 0 } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
   if kind ~= DIR then return ENOTDIR end
   if moving then return EAGAIN end
@@ -204,7 +226,9 @@ local function rmdir(K, A)
   if r and r.size > 0 then return ENOTEMPTY end
   if r then destroy(T, iq, r) end
   call('HDEL', key, name)
-  return { 0, touch_dir(T, q, d, -1, -1, now, tonumber(A[4])) }
+  local ds = touch_dir(T, q, d, -1, -1, now, tonumber(A[4]))
+  remember(T, A[5], { 0 })
+  return { 0, ds }
 end
 
 local function is_below(T, q, top) -- is directory q the directory top, or below it?
@@ -224,6 +248,9 @@ end
 local function rename(K, A)
   local T, fq, from, tq, to = K[1], tonumber(A[1]), A[2], tonumber(A[3]), A[4]
   local flags, now, fill = tonumber(A[5]), A[7], tonumber(A[8])
+  local before, certain
+  if A[12] == '1' then before, certain = answered(T, A[9]) end
+  if before then return before end
   local fd, e = get_dir(T, fq)
   if not fd then return e end
   local td = fd
@@ -236,7 +263,12 @@ local function rename(K, A)
   if busy then return EAGAIN end
   local fkey, tkey = dentry_key(T, fq, fd.n, from), dentry_key(T, tq, td.n, to)
   local src, dst = call('HGET', fkey, from), call('HGET', tkey, to)
-  if not src then return A[12] == '1' and dst and { 0, dst, '', '', '' } or ENOENT end
+  if not src then
+    if A[12] ~= '1' or certain or not dst then return ENOENT end
+    local _, shard, iq = entry_get(dst)
+    local r = not shard and get(T, iq)
+    return { 0, dst, r and build(r) or '', '', '' }
+  end
   local skind, sshard, sq, smoving = entry_get(src)
   local dkind, dshard, dq, dmoving
   if dst then dkind, dshard, dq, dmoving = entry_get(dst) end
@@ -285,7 +317,7 @@ local function rename(K, A)
       touch_dir(T, fq, fd, 0, ddir - sdir, now, fill)
       touch_dir(T, tq, td, 0, sdir - ddir, now, fill)
     end
-    return { 0, src, ss, '', '' }
+    return remember(T, A[9], { 0, src, ss, '', '' })
   end
   call('HDEL', fkey, from)
   if fq == tq then
@@ -294,7 +326,7 @@ local function rename(K, A)
     touch_dir(T, fq, fd, -1, -sdir, now, fill)
     touch_dir(T, tq, td, dst and 0 or 1, sdir - ddir, now, fill)
   end
-  return { code, src, ss, dst or '', ds }
+  return remember(T, A[9], { code, src, ss, dst or '', ds })
 end
 
 -- inode, session, retry
@@ -308,8 +340,19 @@ local function release(K, A)
   return { 0 }
 end
 
--- Adds one extent to a file's map. Changes r; returns the bytes that became free in `pack`.
-local function add_extent(T, q, r, ext, win)
+local function in_log(log, ext) -- is the extent one of the log's?
+  local p = 1
+  while p <= #log do
+    local off, _, _, _, _, _, next_p = extent_at(log, p)
+    if not off then return false end
+    if sub(log, p, next_p - 1) == ext then return true end
+    p = next_p
+  end
+  return false
+end
+
+-- Adds one extent to a file's map. Changes r and, for what it replaces, packs; false if it is there.
+local function add_extent(T, q, r, ext, win, packs, again)
   local map = byte(r.tail, 1)
   if map == 0 then
     r.tail = '\1' .. ext
@@ -320,7 +363,7 @@ local function add_extent(T, q, r, ext, win)
     local off, len, pack, _, stored = inline_extent(T, q, r)
     local noff, nlen = extent_at(ext, 1)
     if noff <= off and noff + nlen >= off + len then
-      live(T, pack, -stored)
+      packs[pack] = (packs[pack] or 0) - stored
       r.tail = '\1' .. ext
       return true
     end
@@ -330,15 +373,17 @@ local function add_extent(T, q, r, ext, win)
   local key = T .. 'x' .. hex(q)
   local log = call('HGET', key, win) or ''
   if #log >= #ext and sub(log, -#ext) == ext then return false end -- sent again
+  -- Every extent of data is unique, so it can be looked for; a hole may come twice.
+  if again and byte(ext, 1) % 2 == 0 and in_log(log, ext) then return false end
   call('HSET', key, win, log .. ext)
   return true
 end
 
 -- Applies one item; adds what it stores to packs[pack]. Returns the file's version, or an errno.
-local function commit_one(T, q, now, stop, ext, win, pack, stored, packs)
+local function commit_one(T, q, now, stop, ext, win, pack, stored, packs, again)
   local r = get(T, q)
   if not r or r.kind ~= REG then return ENOENT end
-  if add_extent(T, q, r, ext, win) then
+  if add_extent(T, q, r, ext, win, packs, again) then
     packs[pack] = (packs[pack] or 0) + stored
     r.version = r.version + 1
   end
@@ -359,16 +404,19 @@ local function commit(K, A)
   local T, out, packs = K[1], {}, {}
   for i = 1, #A - 1, 7 do
     local ok, v = pcall(commit_one, T, tonumber(A[i]), A[i + 1], tonumber(A[i + 2]), A[i + 3], A[i + 4],
-      tonumber(A[i + 5]), tonumber(A[i + 6]), packs)
+      tonumber(A[i + 5]), tonumber(A[i + 6]), packs, A[#A] == '1')
     out[#out + 1] = ok and v or EIO
   end
   for pack, stored in pairs(packs) do live(T, pack, stored) end
   return out
 end
 
--- counter, how many, retry: the first of the numbers reserved
+-- counter, how many, the highest that the caller knows to be given out (more than the counter says when
+-- Redis has lost its last second), retry: the first of the numbers reserved
 local function alloc(K, A)
-  local n = tonumber(A[2])
+  local n, known = tonumber(A[2]), tonumber(A[3])
+  local at = tonumber(call('HGET', K[1] .. 'c', A[1]) or 0)
+  if at < known then call('HSET', K[1] .. 'c', A[1], fmt('%.0f', known)) end
   return { 0, fmt('%.0f', call('HINCRBY', K[1] .. 'c', A[1], n) - n + 1) }
 end
 

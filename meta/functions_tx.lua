@@ -1,10 +1,10 @@
 
 -- --- sessions (shard 0; cleanup in every shard)
 
--- JSON, time to live (ms), retry
+-- JSON, time to live (ms), session ("0": a new one; else it comes back after it was taken for dead), retry
 local function session_open(K, A)
   local T = K[1]
-  local sid = call('HINCRBY', T .. 'c', 's', 1)
+  local sid = A[3] ~= '0' and tonumber(A[3]) or call('HINCRBY', T .. 'c', 's', 1)
   call('HSET', T .. 'S', sid, A[1])
   call('ZADD', T .. 'H', now_ms() + tonumber(A[2]), sid)
   return { 0, sid }
@@ -45,39 +45,40 @@ local function session_list(K)
   return out
 end
 
--- session, retry: deletes at most 100 files that it held open. Reply: how many are left.
+-- session, cursor ("0" at first), retry: deletes files that it held open, a few hundred at a time.
+-- Reply: the next cursor, "0" when that was all.
 local function session_sweep(K, A)
-  local T, n, left = K[1], 0, 0
-  local all = call('HGETALL', T .. 'o')
+  local T = K[1]
+  local page = call('HSCAN', T .. 'o', A[2], 'COUNT', 200)
+  local all = page[2]
   for i = 1, #all, 2 do
     if all[i + 1] == A[1] then
-      if n < 100 then
-        local q = tonumber(all[i], 16)
-        local r = get(T, q)
-        if r and r.nlink == 0 then destroy(T, q, r) end
-        call('HDEL', T .. 'o', all[i])
-        n = n + 1
-      else
-        left = left + 1
-      end
+      local q = tonumber(all[i], 16)
+      local ok, r = pcall(get, T, q) -- a damaged record is left to fsck
+      if ok and r and r.nlink == 0 then pcall(destroy, T, q, r) end
+      call('HDEL', T .. 'o', all[i])
     end
   end
-  return { 0, left }
+  if page[1] == '0' then call('DEL', T .. 'r' .. A[1]) end
+  return { 0, page[1] }
 end
 
 -- --- garbage: extents on their way out of the live counters
 
--- Reply: the first item of the list and, for a whole file, up to 32 of its windows.
+-- Reply: the first item of the list and, for a whole file, some of its windows.
 local function garbage_peek(K, A)
   local T = K[1]
   local item = call('LINDEX', T .. 'g', 0)
   if not item then return { 0, '' } end
   if sub(item, 1, 1) == 'B' then return { 0, item } end
   local key, out = T .. 'x' .. sub(item, 2), { 0, item }
-  for i, w in ipairs(call('HKEYS', key)) do
-    if i > 32 then break end
+  local some, bytes = call('HRANDFIELD', key, 32), 0
+  for _, w in ipairs(some) do
+    local log = call('HGET', key, w)
     out[#out + 1] = w
-    out[#out + 1] = call('HGET', key, w)
+    out[#out + 1] = log
+    bytes = bytes + #log
+    if bytes > 262144 then break end
   end
   return out
 end
@@ -108,7 +109,9 @@ end
 -- step removes the intent. Who finds the intent of a dead session runs the same list with the same
 -- transaction: what was done is not done twice, what was missing is done now. tx.c has the lists.
 
-local KEEP_S = 3600 -- seconds a step's result is kept when nobody clears it
+-- Seconds a step's result is kept when nobody clears it, which is after a crash only. It must outlive the
+-- intent, and that may wait for weeks for the next mount.
+local KEEP_S = 60 * 86400
 
 local function applied(T, tx)
   local s = call('GET', T .. 'a' .. tx)
@@ -124,7 +127,8 @@ end
 -- inode of a directory whose entry is in another shard
 local function x_make_dir(K, A)
   local T, q = K[1], tonumber(A[3])
-  if get(T, q) then return { 0 } end
+  if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
+  if get(T, q) then return ESTALE end -- see make
   put(T, q, { kind = DIR, mode = tonumber(A[4]), n = 1, mtime = A[9], ctime = A[9], atime = A[9],
     uid = tonumber(A[5]), gid = tonumber(A[6]), nlink = 2, size = 0, version = 0,
     tail = struct.pack('<I2I6', tonumber(A[7]), tonumber(A[8])) })
@@ -337,12 +341,12 @@ register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', re
   'x_intents', x_intents })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
-  'session_open', session_open, 'x_make_dir', x_make_dir, 'x_link', x_link,
+  'x_make_dir', x_make_dir, 'x_link', x_link,
   'x_add_entry', x_add_entry })
 
 -- A full Redis must not stop what makes room, ends something half-done, or keeps a session alive.
 register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir, 'rename', rename,
-  'release', release, 'heartbeat', heartbeat, 'session_claim', session_claim,
+  'release', release, 'session_open', session_open, 'heartbeat', heartbeat, 'session_claim', session_claim,
   'session_close', session_close, 'session_sweep', session_sweep, 'garbage_done', garbage_done,
   'x_end', x_end, 'x_drop', x_drop, 'x_forget', x_forget, 'x_clear', x_clear, 'x_mark', x_mark,
   'x_rmdir', x_rmdir, 'x_unmark', x_unmark, 'x_insert', x_insert, 'x_moved', x_moved, 'x_lock', x_lock,

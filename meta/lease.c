@@ -24,7 +24,7 @@ struct names {
 
 struct entry {
 	silt_ino dir;
-	uint64_t until;	     /* monotonic ns; the lease is over then */
+	uint64_t until;	     /* lease_clock(); the lease is over then */
 	uint64_t last;	     /* last create here */
 	uint64_t creates;
 	uint64_t generation; /* of the lease: a listing begun under another one is worth nothing */
@@ -41,6 +41,13 @@ struct leases {
 	struct shelf shelves[LEASE_LOCKS];
 	atomic_size_t total; /* hashes */
 };
+
+uint64_t lease_clock(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_BOOTTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
 
 /* FNV-1a; a collision only costs a lookup. */
 static uint64_t hash_of(const char *name, size_t len)
@@ -161,12 +168,28 @@ void leases_close(struct meta *m)
 	m->leases = NULL;
 }
 
+void leases_forget(struct meta *m)
+{
+	if (!m->leases)
+		return;
+	for (int i = 0; i < LEASE_LOCKS; i++) {
+		struct shelf *s = &m->leases->shelves[i];
+		silt_lock(&s->lock);
+		for (int k = 0; k < DIRS_MAX; k++) {
+			s->v[k].until = 0;
+			s->v[k].generation++;
+			s->v[k].complete = s->v[k].listing = false;
+		}
+		silt_unlock(&s->lock);
+	}
+}
+
 bool lease_says_absent(struct meta *m, silt_ino dir, const char *name, size_t len)
 {
 	struct shelf *s = shelf_of(m->leases, dir);
 	silt_lock(&s->lock);
 	struct entry *e = find(s, dir);
-	bool absent = e && e->complete && silt_now_ns() < e->until && !names_has(&e->names, hash_of(name, len));
+	bool absent = e && e->complete && lease_clock() < e->until && !names_has(&e->names, hash_of(name, len));
 	silt_unlock(&s->lock);
 	return absent;
 }
@@ -174,7 +197,7 @@ bool lease_says_absent(struct meta *m, silt_ino dir, const char *name, size_t le
 bool lease_note_name(struct meta *m, silt_ino dir, const char *name, size_t len, bool creating)
 {
 	struct shelf *s = shelf_of(m->leases, dir);
-	uint64_t now = silt_now_ns();
+	uint64_t now = lease_clock();
 	bool ask = false;
 	if (!m->session)
 		return false;

@@ -21,6 +21,10 @@ struct leases;
 int leases_open(struct meta *m);
 void leases_close(struct meta *m);
 
+/* Nothing is known any more: the connection was lost, and with it perhaps a reply that said that a lease
+ * is a new one, or the server's memory of it. */
+void leases_forget(struct meta *m);
+
 /* True when `name` is certainly not in `dir`. */
 bool lease_says_absent(struct meta *m, silt_ino dir, const char *name, size_t len);
 
@@ -28,6 +32,10 @@ bool lease_says_absent(struct meta *m, silt_ino dir, const char *name, size_t le
  * ask for the lease. Returns whether it should. */
 bool lease_note_name(struct meta *m, silt_ino dir, const char *name, size_t len, bool creating);
 
-/* A create's reply: `ms` as functions.lua's lease() gave it, for a request sent at `sent_ns`; `size` of
+/* Like silt_now_ns(), but it goes on while the machine sleeps. */
+uint64_t lease_clock(void);
+
+/* A create's reply: `ms` as functions.lua's lease() gave it, for a request sent at `sent_ns`
+ * (lease_clock()); `size` of
  * the directory after it. Called in the order of the replies (reader thread). */
 void lease_granted(struct meta *m, silt_ino dir, uint64_t sent_ns, long long ms, uint64_t size);

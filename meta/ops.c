@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define STALE_TRIES 20
+
 static void submit_lookup(struct op *op);
 static void submit_make(struct op *op);
 
@@ -171,6 +173,10 @@ static void got_make(void *arg, int err, redisReply *reply)
 		tx_again(op);
 		return;
 	}
+	if (r.err == -ESTALE && op->tries++ < STALE_TRIES) {
+		op_other_sequence(op);
+		return;
+	}
 	if (!r.err && code < 0) { /* -EEXIST, with the inode that is there */
 		r.err = (int)code;
 		op_end(op, &r);
@@ -224,7 +230,7 @@ static void submit_make(struct op *op)
 	bool ask = lease_note_name(m, op->dir, op->name, op->len, true);
 	conn_arg_str(&r, m->session_text);
 	conn_arg(&r, ask ? "1" : "0", 1);
-	op->sent = silt_now_ns();
+	op->sent = lease_clock();
 	call_send(m, F_MAKE, r, got_make, op);
 }
 
@@ -245,6 +251,15 @@ void op_with_sequence(struct op *op)
 		tx_make_dir(op, shard);
 	else
 		submit_make(op);
+}
+
+void op_other_sequence(struct op *op)
+{
+	unsigned shard = shard_for(op);
+	silt_warn(op->m->log, "inode number %llu is in use: redis has lost its last changes",
+		  (unsigned long long)silt_ino_make(shard, op->seq));
+	sequence_forget(op->m, shard);
+	sequence_take(op->m, shard, op);
 }
 
 void meta_make(struct meta *m, silt_ino dir, const char *name, size_t len, const struct meta_make *how,
@@ -357,8 +372,12 @@ static void got_packs(void *arg, int err, redisReply *reply)
 	const redisReply *first = r.err ? NULL : reply_at(reply, 1);
 	if (!r.err && !first)
 		r.err = -EIO;
-	if (first)
+	if (first) {
 		r.first = strtoull(first->str, NULL, 10);
+		uint_fast64_t top = r.first + op->number - 1, known = atomic_load(&op->m->packs_known);
+		while (top > known && !atomic_compare_exchange_weak(&op->m->packs_known, &known, top))
+			;
+	}
 	op_end(op, &r);
 }
 
@@ -367,9 +386,11 @@ void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg)
 	struct op *op = op_new(m, F_ALLOC, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
 		return;
-	struct conn_request *r = call_begin(m, 0, F_ALLOC, 2, 0);
+	op->number = n;
+	struct conn_request *r = call_begin(m, 0, F_ALLOC, 3, 0);
 	conn_arg(&r, "p", 1);
 	conn_arg_u64(&r, n);
+	conn_arg_u64(&r, atomic_load(&m->packs_known));
 	call_send(m, F_ALLOC, r, got_packs, op);
 }
 
@@ -394,7 +415,8 @@ static void got_link(void *arg, int err, redisReply *reply)
 
 static void submit_link(struct op *op)
 {
-	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 6, op->len);
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 7, op->len + 40);
+	next_tx(op->m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->ino));
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -402,6 +424,7 @@ static void submit_link(struct op *op)
 	conn_arg_u64(&r, op->m->fill);
 	lease_note_name(op->m, op->dir, op->name, op->len, false);
 	conn_arg_str(&r, op->m->session_text);
+	conn_arg_str(&r, op->tx);
 	call_send(op->m, F_LINK, r, got_link, op);
 }
 
@@ -430,9 +453,11 @@ static void end_unlink(struct op *op, redisReply *reply)
 	silt_ino ino = 0;
 	bool moving;
 	if (entry && entry->len &&
-	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino, &moving) == 0 &&
-	    record && record->len)
-		record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino, &moving) == 0) {
+		r.inode.attr.ino = ino;
+		if (record && record->len)
+			record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+	}
 	take_dir(op, reply_at(reply, 3), &r);
 	op_end(op, &r);
 }
@@ -497,11 +522,13 @@ static void got_rmdir(void *arg, int err, redisReply *reply)
 
 static void submit_rmdir(struct op *op)
 {
-	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_RMDIR, 4, op->len);
+	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_RMDIR, 5, op->len + 40);
+	next_tx(op->m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
 	call_arg_time(&r, op->now);
 	conn_arg_u64(&r, op->m->fill);
+	conn_arg_str(&r, op->tx);
 	call_send(op->m, F_RMDIR, r, got_rmdir, op);
 }
 

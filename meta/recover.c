@@ -53,7 +53,7 @@ static int resume_drop(struct meta *m, const char *tx, unsigned shard, const cha
 	return rc;
 }
 
-static void resume(struct meta *m, unsigned shard, const char *tx, const redisReply *intent)
+static int resume(struct meta *m, unsigned shard, const char *tx, const redisReply *intent)
 {
 	struct intent_field f[INTENT_FIELDS];
 	int n = intent->len ? 0 : -EUCLEAN, rc = -EUCLEAN;
@@ -69,55 +69,70 @@ static void resume(struct meta *m, unsigned shard, const char *tx, const redisRe
 	else if (kind == 'V' && n == 5)
 		rc = resume_rename(m, tx, f);
 	/* An operation that ended with an error of its own (ENOTEMPTY...) is complete as well. */
-	if (rc == -EUCLEAN || rc == -EIO)
+	if (rc == -EUCLEAN || rc == -EIO || rc == -ENOTCONN)
 		silt_error(m->log, "transaction %s (%c) in shard %u could not be completed: %s", tx, kind,
 			   shard, strerror(-rc));
 	else
 		silt_info(m->log, "completed transaction %s (%c) in shard %u: %s", tx, kind, shard,
 			  rc ? strerror(-rc) : "ok");
+	return rc == -ENOTCONN ? rc : 0;
 }
 
-static void resume_all(struct meta *m, unsigned shard, const char *session)
+/* The intents of a shard of session `of`, or of transaction `of` and its parts: what follows a point.
+ * -ENOTCONN: not all could be completed. */
+static int resume_all(struct meta *m, unsigned shard, const char *of)
 {
 	redisReply *reply = NULL;
-	size_t n = strlen(session);
-	struct conn_request *r = call_begin(m, shard, F_X_INTENTS, 0, 0);
-	int rc = call_checked(m, F_X_INTENTS, r, &reply, NULL);
+	size_t n = strlen(of);
+	int rc = step_intents(m, shard, &reply);
 	for (size_t i = 1; !rc && i + 1 < reply->elements; i += 2) {
 		const redisReply *tx = reply_at(reply, i), *intent = reply_at(reply, i + 1);
-		if (tx && intent && tx->len < 40 && !strncmp(tx->str, session, n) && tx->str[n] == '.')
-			resume(m, shard, tx->str, intent);
+		if (tx && intent && tx->len < 60 && !strncmp(tx->str, of, n) &&
+		    (!tx->str[n] || tx->str[n] == '.'))
+			rc = resume(m, shard, tx->str, intent);
 	}
 	if (reply)
 		freeReplyObject(reply);
+	return rc;
+}
+
+int tx_resume(struct meta *m, const char *tx)
+{
+	int rc = 0;
+	for (unsigned s = 0; s < m->volume.shards && rc != -ENOTCONN; s++)
+		rc = resume_all(m, s, tx);
+	return rc;
 }
 
 /* --- open-but-deleted files --- */
 
 static int sweep(struct meta *m, unsigned shard, const char *session)
 {
-	for (;;) {
+	char cursor[24] = "0";
+	do {
 		redisReply *reply = NULL;
-		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 1, 0);
+		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 2, 0);
 		conn_arg_str(&r, session);
+		conn_arg_str(&r, cursor);
 		int rc = call_checked(m, F_SESSION_SWEEP, r, &reply, NULL);
-		bool more = !rc && reply->elements > 1 && reply->element[1]->integer > 0;
+		const redisReply *next = rc ? NULL : reply_at(reply, 1);
+		snprintf(cursor, sizeof(cursor), "%s", next ? next->str : "0");
 		if (reply)
 			freeReplyObject(reply);
-		if (!more)
+		if (rc)
 			return rc;
-	}
+	} while (strcmp(cursor, "0") != 0);
+	return 0;
 }
 
 void tx_recover(struct meta *m, const char *session)
 {
 	int rc = 0;
-	for (unsigned s = 0; s < m->volume.shards; s++) {
-		if (m->volume.shards > 1)
-			resume_all(m, s, session);
-		int rc2 = sweep(m, s, session);
-		rc = rc ? rc : rc2;
-	}
+	/* All intents before any sweep: completing one may leave something for another shard's sweep. */
+	for (unsigned s = 0; s < m->volume.shards && m->volume.shards > 1 && !rc; s++)
+		rc = resume_all(m, s, session);
+	for (unsigned s = 0; s < m->volume.shards && !rc; s++)
+		rc = sweep(m, s, session);
 	if (rc)
 		return; /* somebody's next claim tries again */
 	redisReply *reply = NULL;
@@ -213,7 +228,7 @@ void tx_collect_garbage(struct meta *m)
 	struct pack_sums *sums = malloc(sizeof(*sums));
 	if (!sums)
 		return;
-	for (unsigned s = 0; s < m->volume.shards; s++)
+	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++)
 		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums); i++)
 			;
 	free(sums);

@@ -48,6 +48,8 @@ static void got_block(void *arg, int err, redisReply *reply)
 	if (first) {
 		s->next2 = strtoull(first->str, NULL, 10);
 		s->end2 = s->next2 + a->block;
+		if (s->end2 - 1 > s->known)
+			s->known = s->end2 - 1;
 	} else {
 		failed = s->waiting;
 		s->waiting = NULL;
@@ -101,10 +103,12 @@ static void ask(struct meta *m, unsigned shard)
 	if (s->block > SEQ_BLOCK_MAX)
 		s->block = SEQ_BLOCK_MAX;
 	*a = (struct asked){ .m = m, .shard = shard, .block = s->block };
+	uint64_t known = s->known;
 	silt_unlock(&s->lock);
-	struct conn_request *r = call_begin(m, shard, F_ALLOC, 2, 0);
+	struct conn_request *r = call_begin(m, shard, F_ALLOC, 3, 0);
 	conn_arg(&r, "n", 1);
 	conn_arg_u64(&r, a->block);
+	conn_arg_u64(&r, known);
 	call_send(m, F_ALLOC, r, got_block, a);
 }
 
@@ -125,6 +129,14 @@ void sequence_take(struct meta *m, unsigned shard, struct op *op)
 		ask(m, shard);
 	if (got)
 		op_with_sequence(op);
+}
+
+void sequence_forget(struct meta *m, unsigned shard)
+{
+	struct sequence *s = &m->sequences[shard];
+	silt_lock(&s->lock);
+	s->next = s->end = s->next2 = s->end2 = 0;
+	silt_unlock(&s->lock);
 }
 
 int sequences_init(struct meta *m)

@@ -26,18 +26,27 @@
 #define AGAIN_TRIES  400 /* about 40 s: longer than a dead session takes to be cleaned up */
 #define LOCK_MS	     30000
 #define DEPTH_MAX    10000
+#define TX_MAX	     64 /* a transaction's name and what is appended for its parts */
 
 struct job {
 	void (*run)(struct job *j);
 	struct op *op;
 	unsigned shard;	    /* make_dir: of the new inode; drop: of the intent */
+	uint64_t due;	    /* again: monotonic ns */
 	struct entry entry; /* drop */
 	struct meta_reply so_far;
 	struct job *next;
 };
 
+/* A transaction of ours whose list ended in the middle. */
+struct stuck {
+	struct stuck *next;
+	char tx[40];
+};
+
 struct tx_pool {
-	struct silt_lock lock; /* guards the queue and stopping */
+	struct silt_lock lock; /* guards the queue, stuck and stopping */
+	struct stuck *stuck;
 	struct silt_cond wake;
 	struct job *head, **tail;
 	bool stopping;
@@ -96,10 +105,59 @@ void tx_close(struct meta *m)
 	silt_unlock(&p->lock);
 	for (unsigned i = 0; i < p->n; i++)
 		pthread_join(p->threads[i], NULL);
+	while (p->stuck) { /* their intents are seen to when the session is closed, or by others */
+		struct stuck *s = p->stuck;
+		p->stuck = s->next;
+		free(s);
+	}
 	silt_lock_destroy(&p->lock);
 	silt_cond_destroy(&p->wake);
 	free(p);
 	m->tx = NULL;
+}
+
+static void note_stuck(struct op *op)
+{
+	struct tx_pool *p = op->m->tx;
+	struct stuck *s = malloc(sizeof(*s));
+	if (!s)
+		return; /* seen to when the session is closed */
+	memcpy(s->tx, op->tx, sizeof(s->tx));
+	silt_lock(&p->lock);
+	s->next = p->stuck;
+	p->stuck = s;
+	silt_unlock(&p->lock);
+}
+
+/* Ends an operation after its list of steps. */
+static void end_list(struct op *op, struct meta_reply *r)
+{
+	if (r->err == -ENOTCONN) {
+		note_stuck(op);
+		r->err = -EIO;
+	}
+	op_end(op, r);
+}
+
+void tx_finish_stuck(struct meta *m)
+{
+	struct tx_pool *p = m->tx;
+	silt_lock(&p->lock);
+	struct stuck *todo = p->stuck;
+	p->stuck = NULL;
+	silt_unlock(&p->lock);
+	while (todo) {
+		struct stuck *s = todo;
+		todo = s->next;
+		if (tx_resume(m, s->tx) != -ENOTCONN) {
+			free(s);
+			continue;
+		}
+		silt_lock(&p->lock);
+		s->next = p->stuck;
+		p->stuck = s;
+		silt_unlock(&p->lock);
+	}
 }
 
 static struct job *submit(struct op *op, void (*run)(struct job *), const struct job *with)
@@ -122,28 +180,38 @@ static struct job *submit(struct op *op, void (*run)(struct job *), const struct
 	return j;
 }
 
+static unsigned pause_us(unsigned tries)
+{
+	unsigned us = AGAIN_US << (tries < 6 ? tries : 6);
+	return us < AGAIN_MAX_US ? us : AGAIN_MAX_US;
+}
+
 /* Sleeps before another try; false when there were enough. */
 static bool pause_again(unsigned *tries)
 {
 	if (*tries >= AGAIN_TRIES)
 		return false;
-	unsigned us = AGAIN_US << (*tries < 6 ? *tries : 6);
-	usleep(us < AGAIN_MAX_US ? us : AGAIN_MAX_US);
+	usleep(pause_us(*tries));
 	++*tries;
 	return true;
 }
 
+/* Many operations may wait at once: each waits until its own time, not after the others. */
 static void run_again(struct job *j)
 {
-	if (pause_again(&j->op->tries))
-		op_resubmit(j->op);
-	else
-		op_fail(j->op, -EBUSY);
+	uint64_t now = silt_now_ns();
+	if (j->due > now)
+		usleep((useconds_t)((j->due - now) / 1000));
+	op_resubmit(j->op);
 }
 
 void tx_again(struct op *op)
 {
-	submit(op, run_again, NULL);
+	if (op->tries >= AGAIN_TRIES)
+		op_fail(op, -EBUSY);
+	else
+		submit(op, run_again,
+		       &(struct job){ .due = silt_now_ns() + pause_us(op->tries++) * (uint64_t)1000 });
 }
 
 /* --- mkdir, link --- */
@@ -158,9 +226,11 @@ int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size
 	while (rc == -EAGAIN && pause_again(&tries));
 	if (rc == -EAGAIN)
 		rc = -EBUSY;
-	if (rc == -EIO)
-		return rc; /* not known: the intent stays for recovery */
+	if (rc == -ENOTCONN)
+		return rc;
 	int rc2 = step_end(m, tx, ino, rc == 0, now, inode);
+	if (rc2 == -ENOTCONN)
+		return rc2;
 	if (!resume)
 		step_by_tx(m, F_X_CLEAR, silt_ino_shard(dir), tx);
 	return rc ? rc : rc2;
@@ -191,6 +261,7 @@ static int make_dir(struct meta *m, struct op *op, silt_ino ino, const struct in
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	call_arg_time(&r, op->make.now);
 	rc = call_checked(m, F_X_MAKE_DIR, r, &reply, NULL);
+	rc = rc && !reply ? -ENOTCONN : rc;
 	if (reply)
 		freeReplyObject(reply);
 	return rc;
@@ -222,7 +293,10 @@ static void run_make_dir(struct job *j)
 	if (!r.err)
 		r.err = run_add(op->m, op->tx, op->dir, op->name, op->len, S_IFDIR, ino, op->make.now, false,
 				&r.inode);
-	op_end(op, &r);
+	if (r.err == -ESTALE && op->tries++ < AGAIN_TRIES)
+		op_other_sequence(op);
+	else
+		end_list(op, &r);
 }
 
 void tx_make_dir(struct op *op, unsigned shard)
@@ -247,13 +321,14 @@ static void run_link(struct job *j)
 		conn_arg_u64(&q, silt_ino_seq(op->ino));
 		call_arg_time(&q, op->now);
 		r.err = call_checked(m, F_X_LINK, q, &reply, NULL);
+		r.err = r.err && !reply ? -ENOTCONN : r.err;
 		if (reply)
 			freeReplyObject(reply);
 	}
 	if (!r.err)
 		r.err = run_add(m, op->tx, op->dir, op->name, op->len, r.inode.attr.mode & S_IFMT, op->ino,
 				op->now, false, &r.inode);
-	op_end(op, &r);
+	end_list(op, &r);
 }
 
 void tx_link(struct op *op)
@@ -285,8 +360,10 @@ static void run_drop_job(struct job *j)
 		j->so_far.err = rc;
 	} else { /* rename: it happened, whatever became of the file it replaced */
 		j->so_far.replaced_nlink = inode.attr.nlink;
+		if (rc == -ENOTCONN)
+			note_stuck(op);
 	}
-	op_end(op, &j->so_far);
+	end_list(op, &j->so_far);
 }
 
 void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far)
@@ -315,9 +392,11 @@ int run_rmdir(struct meta *m, const char *tx, silt_ino dir, const char *name, si
 	if (rc)
 		return rc;
 	rc = S_ISDIR(e.type) ? step_rmdir(m, tx, e.ino) : -ENOTDIR;
-	if (rc == -EIO)
+	if (rc == -ENOTCONN)
 		return rc;
 	int rc2 = step_unmark(m, tx, dir, name, len, rc == 0, now);
+	if (rc2 == -ENOTCONN)
+		return rc2;
 	if (!resume && S_ISDIR(e.type))
 		step_by_tx(m, F_X_CLEAR, silt_ino_shard(e.ino), tx);
 	return rc ? rc : rc2;
@@ -328,10 +407,12 @@ static void run_rmdir_job(struct job *j)
 	struct op *op = j->op;
 	next_tx(op->m, op->tx);
 	int rc = run_rmdir(op->m, op->tx, op->dir, op->name, op->len, op->now, false);
-	if (rc == -EAGAIN && pause_again(&op->tries))
+	if (rc == -EAGAIN && pause_again(&op->tries)) {
 		op_resubmit(op);
-	else
-		op_fail(op, rc == -EAGAIN ? -EBUSY : rc);
+		return;
+	}
+	struct meta_reply r = { .err = rc == -EAGAIN ? -EBUSY : rc };
+	end_list(op, &r);
 }
 
 void tx_rmdir(struct op *op)
@@ -355,6 +436,7 @@ static int rename_lock(struct meta *m, bool take)
 		if (take)
 			conn_arg_u64(&r, LOCK_MS);
 		int rc = call_checked(m, fn, r, &reply, NULL);
+		rc = rc && !reply ? -ENOTCONN : rc;
 		if (reply)
 			freeReplyObject(reply);
 		if (rc != -EAGAIN)
@@ -381,77 +463,110 @@ static int check_not_below(struct meta *m, silt_ino dir, silt_ino top)
 	return -ELOOP;
 }
 
+/* The transaction that removes directory `ino` in the way of a rename: each has its own, else the result
+ * of one would be taken for that of another. */
+static void remove_tx(const struct rename_args *a, silt_ino ino, char out[TX_MAX])
+{
+	snprintf(out, TX_MAX, "%s.r%llx", a->tx, (unsigned long long)ino);
+}
+
 /* Removes the directory that the target name is, if it is one and may go. */
 static int clear_target(struct meta *m, const struct rename_args *a, const struct entry *moved,
-			const char *rm_tx, struct entry *gone)
+			struct entry *gone)
 {
-	gone->len = 0;
+	char tx[TX_MAX];
 	struct entry there;
 	int rc = step_entry(m, a->dir2, a->name2, a->len2, &there);
 	if (rc == -ENOENT)
 		return 0;
 	if (rc)
 		return rc;
-	if (a->noreplace && there.ino != moved->ino)
-		return -EEXIST;
 	if (there.ino == moved->ino || !S_ISDIR(there.type) || !S_ISDIR(moved->type))
 		return 0; /* step_insert knows what to do or say */
-	rc = step_rmdir(m, rm_tx, there.ino);
+	remove_tx(a, there.ino, tx);
+	rc = step_rmdir(m, tx, there.ino);
 	if (!rc)
 		*gone = there;
+	else if (!a->resume && rc != -ENOTCONN)
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(there.ino), tx);
 	return rc;
 }
 
-static int insert_moved(struct meta *m, const struct rename_args *a, const struct entry *moved,
-			const struct entry *gone, int *code, struct meta_reply *r)
+/* What a rename did under transactions of their own. Their results are cleared when its own intent is
+ * gone, not before: who completes it runs them again. */
+struct parts {
+	struct entry gone; /* a directory; len 0: none */
+	silt_ino dropped;  /* a file; 0: none */
+	char drop_tx[TX_MAX];
+};
+
+static void clear_parts(struct meta *m, const struct rename_args *a, const struct parts *p)
 {
-	char drop_tx[48];
+	char rm_tx[TX_MAX];
+	step_by_tx(m, F_X_CLEAR, silt_ino_shard(a->dir2), a->tx);
+	if (p->dropped)
+		step_by_tx(m, F_X_CLEAR, silt_ino_shard(p->dropped), p->drop_tx);
+	if (!p->gone.len)
+		return;
+	remove_tx(a, p->gone.ino, rm_tx);
+	step_by_tx(m, F_X_CLEAR, silt_ino_shard(p->gone.ino), rm_tx);
+}
+
+/* Puts the entry in place. A directory in its way is removed only when the first try has shown that it
+ * is in the way: when a dead client's rename is completed and had come that far, the name may be
+ * somebody else's by now. */
+static int insert_moved(struct meta *m, const struct rename_args *a, const struct entry *moved,
+			int *code, struct meta_reply *r, struct parts *p)
+{
 	struct entry old = { 0 };
 	struct silt_inode old_inode = { 0 };
 	unsigned tries = 0;
-	snprintf(drop_tx, sizeof(drop_tx), "%sd", a->tx);
-	struct insert_args ia = { .tx = a->tx, .drop_tx = drop_tx, .dir = a->dir2, .name = a->name2,
-				  .len = a->len2, .moved = moved, .gone = gone, .noreplace = a->noreplace,
-				  .keep = a->keep, .now = a->now };
+	snprintf(p->drop_tx, sizeof(p->drop_tx), "%s.d", a->tx);
+	struct insert_args ia = { .tx = a->tx, .drop_tx = p->drop_tx, .dir = a->dir2, .name = a->name2,
+				  .len = a->len2, .moved = moved, .gone = &p->gone,
+				  .noreplace = a->noreplace, .keep = a->keep, .now = a->now };
 	int rc;
-	do
+	for (;;) {
 		rc = step_insert(m, &ia, code, &old, &old_inode);
-	while (rc == -EAGAIN && pause_again(&tries));
+		if (rc != -EAGAIN)
+			break;
+		rc = S_ISDIR(moved->type) ? clear_target(m, a, moved, &p->gone) : 0;
+		if (rc)
+			break;
+		if (tries++ && !pause_again(&tries)) {
+			rc = -EBUSY;
+			break;
+		}
+	}
 	if (rc)
-		return rc == -EAGAIN ? -EBUSY : rc;
+		return rc;
 	r->replaced = S_ISDIR(old.type) ? 0 : old.ino;
 	if (*code == 1) {
-		rc = run_drop(m, drop_tx, silt_ino_shard(a->dir2), old.ino, a->keep, a->now, a->resume,
+		p->dropped = old.ino;
+		rc = run_drop(m, p->drop_tx, silt_ino_shard(a->dir2), old.ino, a->keep, a->now, true,
 			      &old_inode);
-		if (rc)
-			silt_warn(m->log, "rename: the replaced inode %llu waits for clean-up",
-				  (unsigned long long)old.ino);
 	}
 	r->replaced_nlink = old_inode.attr.nlink;
-	return 0;
+	return rc == -ENOTCONN ? rc : 0;
 }
 
 /* After the mark: everything else. Returns what becomes of the source entry in *moved_away. */
 static int rename_marked(struct meta *m, const struct rename_args *a, const struct entry *e,
-			 struct meta_reply *r, bool *moved_away)
+			 struct meta_reply *r, bool *moved_away, struct parts *p)
 {
-	char rm_tx[48];
-	struct entry gone = { 0 };
 	int code = 0, rc = 0;
-	snprintf(rm_tx, sizeof(rm_tx), "%sr", a->tx);
 	if (S_ISDIR(e->type) && a->dir != a->dir2)
 		rc = check_not_below(m, a->dir2, e->ino);
 	if (!rc)
-		rc = clear_target(m, a, e, rm_tx, &gone);
-	if (!rc)
-		rc = insert_moved(m, a, e, &gone, &code, r);
-	if (!rc && code != 2) {
-		*moved_away = true;
-		if (step_moved(m, e->ino, a->dir2, a->now, &r->inode))
-			silt_warn(m->log, "rename: inode %llu has no record", (unsigned long long)e->ino);
+		rc = insert_moved(m, a, e, &code, r, p);
+	if (rc || code == 2)
+		return rc;
+	*moved_away = true;
+	rc = step_moved(m, e->ino, a->dir2, a->now, &r->inode);
+	if (rc && rc != -ENOTCONN) {
+		silt_warn(m->log, "rename: inode %llu has no record", (unsigned long long)e->ino);
+		rc = 0;
 	}
-	if (!a->resume && gone.len)
-		step_by_tx(m, F_X_CLEAR, silt_ino_shard(gone.ino), rm_tx);
 	return rc;
 }
 
@@ -469,6 +584,7 @@ int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r
 {
 	struct intent i;
 	struct entry e;
+	struct parts parts = { .dropped = 0 };
 	bool moved_away = false, locked = false;
 	intent_for_rename(&i, a);
 	int rc = step_entry(m, a->dir, a->name, a->len, &e);
@@ -484,15 +600,15 @@ int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r
 		return -EAGAIN;
 	}
 	if (!rc) {
-		rc = rename_marked(m, a, &e, r, &moved_away);
-		if (rc != -EIO) {
+		rc = rename_marked(m, a, &e, r, &moved_away, &parts);
+		if (rc != -ENOTCONN) {
 			int rc2 = step_unmark(m, a->tx, a->dir, a->name, a->len, moved_away, a->now);
-			rc = rc ? rc : rc2;
+			rc = rc && rc2 != -ENOTCONN ? rc : rc2;
 		}
-		if (!a->resume)
-			step_by_tx(m, F_X_CLEAR, silt_ino_shard(a->dir2), a->tx);
+		if (!a->resume && rc != -ENOTCONN)
+			clear_parts(m, a, &parts);
 	}
-	if (locked)
+	if (locked && rc != -ENOTCONN) /* else it runs out */
 		rename_lock(m, false);
 	return rc;
 }
@@ -517,7 +633,7 @@ static void run_rename_job(struct job *j)
 	}
 	if (r.err == -EAGAIN)
 		r.err = -EBUSY;
-	op_end(op, &r);
+	end_list(op, &r);
 }
 
 void tx_rename(struct op *op)

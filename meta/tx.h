@@ -30,7 +30,8 @@ struct intent_field {
 int intent_split(const char *text, size_t len, struct intent_field f[INTENT_FIELDS]);
 uint64_t intent_u64(const struct intent_field *f);
 
-/* Steps. Each returns 0 or a negative errno; `inode` and `entry` results may be NULL. */
+/* Steps. Each returns 0 or a negative errno; `inode` and `entry` results may be NULL. -ENOTCONN: Redis was
+ * away for too long, nobody knows whether the step was done; the list ends there and its intent stays. */
 int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out);
 int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struct entry *out);
 int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino dir, const char *name,
@@ -46,6 +47,7 @@ int step_drop(struct meta *m, const char *tx, silt_ino ino, bool keep, struct si
 	      struct silt_inode *inode);
 int step_moved(struct meta *m, silt_ino ino, silt_ino parent, struct silt_time now,
 	       struct silt_inode *inode);
+int step_intents(struct meta *m, unsigned shard, redisReply **out);
 int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char *tx);
 
 struct insert_args {
@@ -76,5 +78,7 @@ struct rename_args {
 	struct silt_time now;
 };
 int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r);
+/* Completes the transaction `tx` if there is an intent of it, or of a part of it. */
+int tx_resume(struct meta *m, const char *tx);
 int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool keep,
 	     struct silt_time now, bool resume, struct silt_inode *inode);

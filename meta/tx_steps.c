@@ -56,6 +56,14 @@ static void done_with(redisReply *reply)
 		freeReplyObject(reply);
 }
 
+/* Like call_checked(), but tells apart what Redis refused and what it may or may not have done. */
+static int call_step(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **reply,
+		     long long *code)
+{
+	int rc = call_checked(m, fn, r, reply, code);
+	return rc && !*reply ? -ENOTCONN : rc;
+}
+
 static int take_entry(struct meta *m, silt_ino dir, const redisReply *s, struct entry *out)
 {
 	bool moving;
@@ -75,7 +83,7 @@ int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out)
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
 	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	int rc = call_checked(m, F_GETATTR, r, &reply, NULL);
+	int rc = call_step(m, F_GETATTR, r, &reply, NULL);
 	if (!rc)
 		rc = reply_inode(m, ino, reply_at(reply, 1), out);
 	done_with(reply);
@@ -88,7 +96,7 @@ int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struc
 	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	int rc = call_checked(m, F_LOOKUP, r, &reply, NULL);
+	int rc = call_step(m, F_LOOKUP, r, &reply, NULL);
 	if (!rc)
 		rc = take_entry(m, dir, reply_at(reply, 1), out);
 	done_with(reply);
@@ -104,7 +112,7 @@ int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino d
 	conn_arg(&r, i->v, i->len);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	int rc = call_checked(m, F_X_MARK, r, &reply, NULL);
+	int rc = call_step(m, F_X_MARK, r, &reply, NULL);
 	if (!rc)
 		rc = take_entry(m, dir, reply_at(reply, 1), out);
 	done_with(reply);
@@ -122,7 +130,7 @@ int step_unmark(struct meta *m, const char *tx, silt_ino dir, const char *name, 
 	conn_arg(&r, remove ? "1" : "0", 1);
 	call_arg_time(&r, now);
 	conn_arg_u64(&r, m->fill);
-	int rc = call_checked(m, F_X_UNMARK, r, &reply, NULL);
+	int rc = call_step(m, F_X_UNMARK, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -142,7 +150,7 @@ int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *nam
 	conn_arg_u64(&r, m->fill);
 	lease_note_name(m, dir, name, len, false);
 	conn_arg_str(&r, m->session_text);
-	int rc = call_checked(m, F_X_ADD_ENTRY, r, &reply, NULL);
+	int rc = call_step(m, F_X_ADD_ENTRY, r, &reply, NULL);
 	lease_note_name(m, dir, name, len, false);
 	done_with(reply);
 	return rc;
@@ -167,7 +175,7 @@ int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg(&r, ok ? "1" : "0", 1);
 	call_arg_time(&r, now);
-	int rc = call_checked(m, F_X_END, r, &reply, NULL);
+	int rc = call_step(m, F_X_END, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -180,7 +188,7 @@ int step_rmdir(struct meta *m, const char *tx, silt_ino ino)
 	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	int rc = call_checked(m, F_X_RMDIR, r, &reply, NULL);
+	int rc = call_step(m, F_X_RMDIR, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -194,7 +202,7 @@ int step_drop(struct meta *m, const char *tx, silt_ino ino, bool keep, struct si
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg_str(&r, keep ? m->session_text : "");
 	call_arg_time(&r, now);
-	int rc = call_checked(m, F_X_DROP, r, &reply, NULL);
+	int rc = call_step(m, F_X_DROP, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -209,7 +217,7 @@ int step_moved(struct meta *m, silt_ino ino, silt_ino parent, struct silt_time n
 	conn_arg_u64(&r, silt_ino_shard(parent));
 	conn_arg_u64(&r, silt_ino_seq(parent));
 	call_arg_time(&r, now);
-	int rc = call_checked(m, F_X_MOVED, r, &reply, NULL);
+	int rc = call_step(m, F_X_MOVED, r, &reply, NULL);
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -221,7 +229,7 @@ int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char
 	struct conn_request *r = call_begin(m, shard, fn, 1, 64);
 	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
-	int rc = call_checked(m, fn, r, &reply, NULL);
+	int rc = call_step(m, fn, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -246,7 +254,7 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	conn_arg_str(&r, a->drop_tx);
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	conn_arg_str(&r, m->session_text);
-	int rc = call_checked(m, F_X_INSERT, r, &reply, &c);
+	int rc = call_step(m, F_X_INSERT, r, &reply, &c);
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	*code = (int)c;
 	old->len = 0;
@@ -257,4 +265,10 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	}
 	done_with(reply);
 	return rc;
+}
+
+int step_intents(struct meta *m, unsigned shard, redisReply **out)
+{
+	*out = NULL;
+	return call_step(m, F_X_INTENTS, call_begin(m, shard, F_X_INTENTS, 0, 0), out, NULL);
 }
