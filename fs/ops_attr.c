@@ -52,6 +52,10 @@ void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
 		e->entry_timeout = fs->cfg.dir_entry_timeout;
 	else if (listed)
 		e->entry_timeout = fs->cfg.entry_timeout;
+	/* An open of a listed name sends none: what an earlier one brought must not stand for it.
+	 */
+	if (e->entry_timeout > 0)
+		fresh_drop(&fs->fresh, e->ino);
 	fs_fill_stat(&inode->attr, &e->attr);
 }
 
@@ -109,10 +113,15 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct request *r = request_begin(req, KIND_GETATTR, ino);
 	if (!r)
 		return;
-	struct silt_inode dir = { 0 };
+	struct silt_inode seen = { 0 };
 	double age, keep = r->fs->cfg.attr_timeout;
-	if (dir_get(&r->fs->dirs, ino, keep, &dir.attr, &age)) {
-		reply_attr_for(r, &dir, keep - age);
+	if (dir_get(&r->fs->dirs, ino, keep, &seen.attr, &age)) {
+		reply_attr_for(r, &seen, keep - age);
+		return;
+	}
+	/* A read asks for the size, just after open_listed(). */
+	if (fi && keep > 0 && fresh_take(&r->fs->fresh, r->pid, ino, &seen)) {
+		reply_attr(r, &seen);
 		return;
 	}
 	request_arm(r);

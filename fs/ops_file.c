@@ -191,12 +191,21 @@ static bool node_inode(struct request *r, struct silt_inode *inode)
 	return true;
 }
 
+/* An OPEN without a LOOKUP: a listing gave the name. It gave the attributes too, and the kernel
+ * would end its reads at that size: it is told to ask, and gets what this OPEN brought. */
+static void open_listed(struct request *r, const struct silt_inode *inode)
+{
+	fresh_put(&r->fs->fresh, r->pid, inode);
+	fuse_lowlevel_notify_inval_inode(r->fs->se, r->ino, -1, 0);
+	open_with(r, inode);
+}
+
 static void open_getattr(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
 	struct silt_inode inode;
 	if (!reply->err)
-		open_with(r, &reply->inode);
+		open_listed(r, &reply->inode);
 	else if (reply->err == -ENOENT && node_inode(r, &inode))
 		open_with(r, &inode);
 	else

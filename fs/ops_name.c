@@ -57,6 +57,8 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	}
 	struct silt_inode inode = reply->inode;
 	struct fuse_entry_param e;
+	if (r->kind == KIND_LINK)
+		fresh_drop(&fs->fresh, r->ino);
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
 		fresh_put(&fs->fresh, r->pid, &inode);
 	fs_overlay(fs, &inode);
@@ -154,6 +156,7 @@ static void unlink_done(void *arg, const struct meta_reply *reply)
 		fs_deleted(fs, inode->attr.ino);
 	} else if (known) {
 		struct silt_inode copy = *inode; /* other names see the new link count */
+		fresh_drop(&fs->fresh, inode->attr.ino);
 		fs_overlay(fs, &copy);
 	}
 	request_end_err(r, reply->err);
@@ -188,6 +191,8 @@ static void rename_done(void *arg, const struct meta_reply *reply)
 	struct request *r = arg;
 	dir_drop(&r->fs->dirs, r->dir);
 	dir_drop(&r->fs->dirs, r->dir2);
+	if (!reply->err && reply->replaced)
+		fresh_drop(&r->fs->fresh, reply->replaced);
 	if (!reply->err && reply->replaced && reply->replaced_nlink == 0 && r->flags)
 		fs_deleted(r->fs, reply->replaced);
 	request_end_err(r, reply->err);

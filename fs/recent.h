@@ -3,6 +3,8 @@
  * fresh	the inode that a LOOKUP answered, for the OPEN that follows in the same open(2):
  * same thread, within FRESH_NS, taken once. It saves the second Redis call of an open without
  *		weakening close-to-open, because that LOOKUP was sent by this very open(2).
+ *		An OPEN that had to ask by itself leaves its answer here for the GETATTR of the
+ *		first read.
  * opened	which version of an inode's bytes the kernel's page cache holds: an open of the same
  *		version keeps the pages.
  * dirs		attributes of directories that this mount just changed: the kernel forgets them with

@@ -58,6 +58,27 @@ def in_threads(*functions):
         raise wrong[0]
 
 
+@suite.case
+def close_to_open_of_listed_files(t):
+    """After close() returns on node A, an open() on node B sees the bytes, also when B's kernel has the
+    name and the old size from a listing, and looked the file up just before."""
+    _, a, b = pair(t)
+    os.mkdir(a / "d")
+    for i in range(10):
+        name = f"d/f{i}"
+        write(a / name, b"0123456789")
+        for e in os.scandir(b / "d"):
+            e.stat()
+        if i % 2:
+            os.stat(b / name)
+            os.listdir(b / "d")
+        write(a / name, b"x" * (10 + i % 3 * 10))
+        equal(read(b / name), b"x" * (10 + i % 3 * 10), name)
+        with open(b / name, "ab") as f:
+            f.write(b"tail")
+        equal(read(a / name), b"x" * (10 + i % 3 * 10) + b"tail", f"{name}, appended to")
+
+
 @suite.cases_for(**SHARDS)
 def close_to_open(t, shards):
     """After close() returns on node A, an open() on node B sees the bytes."""
