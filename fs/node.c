@@ -193,6 +193,9 @@ static void drop_suid(uint32_t *mode)
 void node_merge_locked(struct node *n, struct silt_inode *inode)
 {
 	struct silt_attr *a = &n->attr;
+	/* A version that is still to come may be another mount's, and in this record: the open that
+	 * brought it must see those bytes. */
+	bool unsure = n->gaps > 0;
 	if (inode->attr.version > a->version) {
 		n->gaps = 0;
 		n->whole_version = inode->attr.version;
@@ -200,14 +203,21 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 		file_map_set(&n->map, inode);
 	} else if (inode->attr.version == a->version) {
 		*a = inode->attr;
-		if (!n->map.valid)
+		n->gaps = 0;
+		if (!n->map.valid || unsure)
 			file_map_set(&n->map, inode);
-	} else if (!later(&a->ctime, &inode->attr.ctime)) {
-		a->mode = inode->attr.mode;
-		a->uid = inode->attr.uid;
-		a->gid = inode->attr.gid;
-		a->nlink = inode->attr.nlink;
+	} else {
+		if (!later(&a->ctime, &inode->attr.ctime)) {
+			a->mode = inode->attr.mode;
+			a->uid = inode->attr.uid;
+			a->gid = inode->attr.gid;
+			a->nlink = inode->attr.nlink;
+		}
+		if (unsure)
+			file_map_forget(&n->map);
 	}
+	if (unsure)
+		n->whole_version = a->version;
 	if (a->nlink == 0)
 		n->deleted = true;
 	inode->attr = *a;
