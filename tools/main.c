@@ -1,5 +1,6 @@
 /* The siltfs command: finds the subcommand and runs it. Called as `warmup` it is `siltfs warmup`,
  * as `mount.siltfs` the helper of mount(8). */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,8 +40,18 @@ static int finish(int rc)
 	return rc;
 }
 
+/* Started with stdin, stdout or stderr closed, the next descriptors would get their numbers, and
+ * messages would go to them. Something that can't be used stands in, so that errors still show. */
+static void hold_standard_descriptors(void)
+{
+	for (int fd = 0; fd <= 2; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv)
 {
+	hold_standard_descriptors();
 	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
 	const char *self = slash ? slash + 1 : argc > 0 ? argv[0] : "siltfs";
 

@@ -205,6 +205,25 @@ def mount_point_missing_or_busy(t):
 
 
 @suite.case
+def standard_descriptors_closed(t):
+    """A mount made by a program that has closed stdin, stdout and stderr serves and ends like any."""
+    v = t.volume()
+    mp = t.folder("m")
+    script = 'exec "$@" <&- >&- 2>&-'
+    env = {"SILTFS_RUN_DIR": t.folder("run"), **v.env}
+    options = f"cache-dir=none,log={t.tmp}/closed.log"
+    silt.run("sh", "-c", script, "sh", silt.SILTFS, "mount", v.address, mp, "-o", options, env=env)
+    try:
+        with open(os.path.join(mp, "f"), "wb") as f:
+            f.write(b"x" * 100_000)
+        equal(os.listdir(mp), ["f"], "names")
+    finally:
+        t.siltfs("umount", mp, env=env)
+    with open(f"{t.tmp}/closed.log") as f:
+        check("ended" in f.read().splitlines()[-1], "the log goes on to the end")
+
+
+@suite.case
 def fuse_not_permitted(t):
     v = t.volume()
     mp = t.folder("m")
