@@ -297,6 +297,8 @@ static int send_windows(struct client *cl, const struct silt_inode *inode)
 		extent_map_init(&map);
 		meta_window(meta, inode->attr.ino, w, meta_wait_done, &wait);
 		rc = meta_wait(&wait);
+		if (atomic_load(&cl->cancel)) /* a sparse file has millions of empty windows */
+			rc = -ECANCELED;
 		if (rc == 0)
 			rc = extent_map_add_log(&map, wait.data, wait.reply.len);
 		extent_map_truncate(&map, size);
