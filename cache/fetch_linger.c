@@ -6,6 +6,7 @@
  * ones push it out.
  *
  * Buffers for whole packs are used again: 16 MiB of fresh pages cost more than filling them. */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "cache/fetch_parts.h"
@@ -93,15 +94,16 @@ int flight_borrow(struct frame_want *w)
 	struct flight_bucket *b = flight_bucket_of(f, w->key.pack);
 	silt_lock(&b->lock);
 	struct flight *fl = b->first;
-	while (fl && !(fl->lingers && flight_covers(fl, w)))
+	while (fl && !(fl->state == FLIGHT_READY && flight_covers(fl, w)))
 		fl = fl->next;
 	if (fl)
 		fl->refs++;
 	silt_unlock(&b->lock);
 	if (!fl)
 		return -ENOENT;
-	int rc = want_decode(w, fl->data + (w->key.pack_off - fl->off),
-			     fl->got - (w->key.pack_off - fl->off));
+	/* A damaged extent may point past the pack's end. */
+	uint32_t at = w->key.pack_off - fl->off;
+	int rc = at < fl->got ? want_decode(w, fl->data + at, fl->got - at) : -EBADMSG;
 	flight_unref(f, fl);
 	if (rc == 0)
 		silt_count(f->metrics, M_HIT_MEMORY, 1);
