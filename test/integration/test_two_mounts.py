@@ -79,6 +79,32 @@ def close_to_open_of_listed_files(t):
         equal(read(a / name), b"x" * (10 + i % 3 * 10) + b"tail", f"{name}, appended to")
 
 
+@suite.case
+def append_to_listed_files(t):
+    """O_APPEND goes behind what another mount wrote and closed, also when the kernel has the old size
+    from a listing, and through /proc/self/fd."""
+    _, a, b = pair(t)
+    os.mkdir(a / "d")
+    for i in range(10):
+        name = f"d/f{i}"
+        write(a / name, b"0123456789")
+        os.listdir(b / "d")
+        for e in os.scandir(b / "d"):
+            e.stat()
+        write(a / name, b"x" * 20)
+        fd = os.open(b / name, os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"tail")
+        os.close(fd)
+        equal(read(a / name), b"x" * 20 + b"tail", name)
+        path = os.open(b / name, os.O_PATH)
+        for _ in range(2):
+            fd = os.open(f"/proc/self/fd/{path}", os.O_WRONLY | os.O_APPEND)
+            os.write(fd, b"more")
+            os.close(fd)
+        os.close(path)
+        equal(read(a / name), b"x" * 20 + b"tailmoremore", f"{name}, by descriptor")
+
+
 @suite.cases_for(**SHARDS)
 def close_to_open(t, shards):
     """After close() returns on node A, an open() on node B sees the bytes."""
