@@ -221,7 +221,7 @@ bool flight_covers(const struct flight *fl, const struct frame_want *w);
 uint8_t *buffer_get(struct fetch *f); /* WHOLE_ROOM bytes, or NULL */
 void buffer_put(struct fetch *f, uint8_t *b);
 
-/* Answers a want from a pack that lingers in memory. -ENOENT: there is none; -EBADMSG. */
+/* Answers a want from bytes that came from the store and are still in memory. -ENOENT: there are none. */
 int flight_borrow(struct frame_want *w);
 
 /* Keeps a flight (and its reference) that is still in its bucket, with `lingers` set. */
