@@ -580,9 +580,11 @@ static void got_rename(void *arg, int err, redisReply *reply)
 	}
 	const redisReply *entry = reply_at(reply, 1), *record = reply_at(reply, 2);
 	if (code == 1) {
-		if (record && entry && record->len &&
-		    !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving))
-			record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+		if (entry && !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
+			r.inode.attr.ino = ino; /* tx_drop fetches the rest of it if it is elsewhere */
+			if (record && record->len)
+				record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+		}
 		tx_drop(op, shard, gone, &r);
 		return;
 	}

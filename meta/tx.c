@@ -360,6 +360,8 @@ static void run_drop_job(struct job *j)
 		j->so_far.err = rc;
 	} else { /* rename: it happened, whatever became of the file it replaced */
 		j->so_far.replaced_nlink = inode.attr.nlink;
+		if (!j->so_far.inode.attr.mode)
+			step_getattr(op->m, j->so_far.inode.attr.ino, &j->so_far.inode);
 		if (rc == -ENOTCONN)
 			note_stuck(op);
 	}
