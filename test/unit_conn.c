@@ -844,7 +844,8 @@ static void wait_recovered(struct fixture *f, struct meta *healer, unsigned keep
 	(void)healer;
 	for (int k = 0; k < 1000; k++) {
 		char *text = redis(f->see, "HLEN", "{0}S", NULL, NULL);
-		unsigned n = (unsigned)strtoul(strchr(text, ' ') + 1, NULL, 10);
+		unsigned n = 0;
+		assert_int_equal(sscanf(text, "(integer) %u", &n), 1);
 		free(text);
 		if (n <= keep)
 			return;
