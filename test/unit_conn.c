@@ -249,8 +249,8 @@ static int setup(void **state, unsigned shards)
 	struct fixture *f = calloc(1, sizeof(*f));
 	f->s = server_start(shards);
 	f->x = proxy_start(f->s);
-	f->m = server_open(f->s, &f->x->address, 4000, 0);
-	f->see = server_open(f->s, NULL, 4000, 0);
+	f->m = server_open(f->s, &f->x->address, 30000, 0);
+	f->see = server_open(f->s, NULL, 30000, 0);
 	usleep(50000); /* the first heartbeats are over: what is struck is what is meant */
 	*state = f;
 	return 0;
@@ -658,7 +658,7 @@ static void test_numbers_given_again(void **state)
 		ino[k] = must_make(f->m, 1, name, S_IFREG | 0644);
 	}
 	free(redis(f->see, "HSET", "{0}c", "n", "1"));
-	struct meta *m = server_open(f->s, NULL, 4000, 0);
+	struct meta *m = server_open(f->s, NULL, 30000, 0);
 	for (int k = 10; k < 40; k++) {
 		snprintf(name, sizeof(name), "a%d", k);
 		ino[k] = must_make(k % 2 ? m : f->m, 1, name, S_IFREG | 0644);
@@ -684,7 +684,7 @@ static void test_full_redis(void **state)
 	arm(f->x, "silt1_unlink", 0, CUT_REQUEST);
 	assert_int_equal(unlink_(f->m, 1, "a", false, NULL), 0);
 	assert_struck(f->x);
-	struct meta *m = server_open(f->s, NULL, 4000, 0);
+	struct meta *m = server_open(f->s, NULL, 30000, 0);
 	assert_int_equal(unlink_(m, 1, "b", false, NULL), 0);
 	meta_close(m);
 	free(redis(f->see, "CONFIG", "SET", "maxmemory", "0"));
@@ -866,7 +866,7 @@ static void test_client_dies(void **state)
 #ifdef __SANITIZE_THREAD__
 	skip(); /* it knows no threads after fork() */
 #endif
-	struct meta *healer = server_open(f->s, NULL, 4000, 60);
+	struct meta *healer = server_open(f->s, NULL, 30000, 60);
 	silt_ino d[4];
 	const char *names[3];
 	make_dirs(f, d, names);

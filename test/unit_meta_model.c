@@ -426,7 +426,7 @@ static long number(struct meta *m, const char *a, const char *b, const char *c)
 /* Waits until the garbage lists are empty. */
 static void collect(struct server *s, struct model *d)
 {
-	struct meta *m = server_open(s, NULL, 4000, 10);
+	struct meta *m = server_open(s, NULL, 30000, 10);
 	char key[32];
 	for (unsigned k = 0; k < d->shards; k++) {
 		snprintf(key, sizeof(key), "{%u}g", k);
@@ -482,8 +482,8 @@ static void run(struct server *s, uint64_t seed, unsigned steps, unsigned client
 	d->seed = seed;
 	d->x = seed * 0x9e3779b97f4a7c15u + 1;
 	d->clients = clients;
-	d->m[0] = server_open(s, NULL, 4000, 0);
-	d->m[1] = server_open(s, NULL, 4000, 0);
+	d->m[0] = server_open(s, NULL, 30000, 0);
+	d->m[1] = server_open(s, NULL, 30000, 0);
 	d->shards = meta_volume(d->m[0])->shards;
 	d->v[d->n++] = (struct node){ .ino = 1, .dir = true, .nlink = 2 };
 	d->dirs[d->n_dirs++] = 0;
