@@ -165,6 +165,7 @@ static void test_a_low_bound_is_probed(void **state)
 			waited++;
 			assert_true(batcher_take(&b, until, &t, &until));
 		}
+		drop(&t);
 		put_and_commit(&b, &t, now + 10 * MS);
 	}
 	assert_int_equal(waited, 2);
