@@ -308,9 +308,11 @@ int cmd_format(int argc, char **argv)
 		return cli_usage("format",
 		                 "a volume's name is 3 to 63 of a-z A-Z 0-9 and -, not \"%s\"",
 		                 f.name);
-	if ((rc = settle_store(&f, argv[optind])))
-		return rc;
-	rc = format(&f, argv[optind]);
-	free(f.bucket);
+	const char *given = f.bucket;
+	rc = settle_store(&f, argv[optind]);
+	if (!rc)
+		rc = format(&f, argv[optind]);
+	if (f.bucket != given) /* settle_store() made its own, also when it then refused the kind */
+		free(f.bucket);
 	return rc;
 }
