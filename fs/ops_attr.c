@@ -108,17 +108,6 @@ static void getattr_done(void *arg, const struct meta_reply *reply)
 		reply_attr(r, &reply->inode);
 }
 
-/* The first fstat or read after open_listed() asks for what that OPEN brought. The node corrects it
- * by what was written here since. */
-static bool just_opened(struct request *r, struct silt_inode *inode)
-{
-	struct node *n = node_get(r->fs, r->ino);
-	if (!n)
-		return false;
-	node_put(r->fs, n);
-	return fresh_take(&r->fs->fresh, r->pid, r->ino, inode);
-}
-
 void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct request *r = request_begin(req, KIND_GETATTR, ino);
@@ -128,10 +117,6 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	double age, keep = r->fs->cfg.attr_timeout;
 	if (dir_get(&r->fs->dirs, ino, keep, &seen.attr, &age)) {
 		reply_attr_for(r, &seen, keep - age);
-		return;
-	}
-	if (keep > 0 && just_opened(r, &seen)) {
-		reply_attr(r, &seen);
 		return;
 	}
 	request_arm(r);
