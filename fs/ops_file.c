@@ -192,17 +192,19 @@ static bool node_inode(struct request *r, struct silt_inode *inode)
 }
 
 /* An OPEN without a LOOKUP: a listing gave the name. It gave the attributes too, and the kernel
- * would end its reads at that size: it is told to ask, and gets what this OPEN brought. It does not
- * ask before it appends: ESTALE makes it open again with a LOOKUP. If there is no name to look up
- * (/proc/self/fd), the second OPEN takes what this one left. */
+ * would end its reads at that size: it is told to ask. It does not ask before it appends: ESTALE makes
+ * it open again with a LOOKUP. If there is no name to look up (/proc/self/fd), the second OPEN takes
+ * what this one left. */
 static void open_listed(struct request *r, const struct silt_inode *inode)
 {
-	fresh_put(&r->fs->fresh, r->pid, inode);
 	fuse_lowlevel_notify_inval_inode(r->fs->se, r->ino, -1, 0);
-	if ((r->flags & O_APPEND) && writable(r->flags))
-		request_end_err(r, -ESTALE);
-	else
+	if (!(r->flags & O_APPEND) || !writable(r->flags)) {
 		open_with(r, inode);
+		return;
+	}
+	/* Only here: left behind for longer, it would answer a later open(2) that sends no LOOKUP. */
+	fresh_put(&r->fs->fresh, r->pid, inode);
+	request_end_err(r, -ESTALE);
 }
 
 static void open_getattr(void *arg, const struct meta_reply *reply)
