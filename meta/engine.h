@@ -1,8 +1,8 @@
 /* Private to meta/: the open volume, how a function is called, and one operation under way.
  *
  * Files: engine.c open, session, heartbeat; volume.c settings and server checks; call.c requests and
- * replies; ops.c operations of one shard; readdir.c; commit.c; sequence.c inode numbers; tx.c
- * operations across shards; wait.c the synchronous face. */
+ * replies; names.c operations on names; ops.c on inodes and the volume; readdir.c; commit.c; sequence.c
+ * inode numbers; tx.c operations across shards; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -130,12 +130,10 @@ void sequence_forget(struct meta *m, unsigned shard); /* the numbers that are at
 int sequences_init(struct meta *m);
 void sequences_free(struct meta *m);
 
-/* ops.c */
+/* names.c */
 void op_with_sequence(struct op *op);
 void op_other_sequence(struct op *op); /* the one it has is in use */
 void op_resubmit(struct op *op); /* sends the operation's first call again */
-/* Looks the inode up in its own shard and ends the operation with it. */
-void op_finish_with_getattr(struct op *op, silt_ino ino, const struct meta_reply *so_far);
 
 /* tx.c: operations across shards, on threads of their own. */
 int tx_open(struct meta *m);
