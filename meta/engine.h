@@ -135,7 +135,7 @@ void op_with_sequence(struct op *op);
 void op_other_sequence(struct op *op); /* the one it has is in use */
 void op_resubmit(struct op *op); /* sends the operation's first call again */
 
-/* tx.c: operations across shards, on threads of their own. */
+/* tx.c, tx_pool.c: operations across shards, on threads of their own. */
 int tx_open(struct meta *m);
 void tx_close(struct meta *m);
 void tx_make_dir(struct op *op, unsigned shard);

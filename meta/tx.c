@@ -1,6 +1,6 @@
-/* Operations across shards, as lists of steps (functions_tx.lua says how such a list survives the death
- * of its client). They block, so they run on threads of their own; with one shard there are none of
- * them and one thread idles.
+/* Operations across shards, as lists of steps (functions_tx.lua says how such a list survives the
+ * death of its client). They block, so they run on threads of their own (tx_pool.c); with one shard
+ * there are none of them and one thread idles.
  *
  *	mkdir    C inode + intent        P entry            C end (or take back)      P clear
  *	link     C link count + intent   P entry            C end (or take back)      P clear
@@ -16,203 +16,11 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#define TX_THREADS   8
-#define AGAIN_US     2000
-#define AGAIN_MAX_US 100000
-#define AGAIN_TRIES  400 /* about 40 s: longer than a dead session takes to be cleaned up */
-#define LOCK_MS	     30000
-#define DEPTH_MAX    10000
-#define TX_MAX	     64 /* a transaction's name and what is appended for its parts */
-
-struct job {
-	void (*run)(struct job *j);
-	struct op *op;
-	unsigned shard;	    /* make_dir: of the new inode; drop: of the intent */
-	uint64_t due;	    /* again: monotonic ns */
-	struct entry entry; /* drop */
-	struct meta_reply so_far;
-	struct job *next;
-};
-
-/* A transaction of ours whose list ended in the middle. */
-struct stuck {
-	struct stuck *next;
-	char tx[40];
-};
-
-struct tx_pool {
-	struct silt_lock lock; /* guards the queue, stuck and stopping */
-	struct stuck *stuck;
-	struct silt_cond wake;
-	struct job *head, **tail;
-	bool stopping;
-	unsigned n;
-	pthread_t threads[TX_THREADS];
-};
-
-static void *tx_main(void *arg)
-{
-	struct tx_pool *p = arg;
-	pthread_setname_np(pthread_self(), "silt-tx");
-	silt_lock(&p->lock);
-	for (;;) {
-		while (!p->head && !p->stopping)
-			silt_cond_wait(&p->wake, &p->lock);
-		struct job *j = p->head;
-		if (!j)
-			break;
-		p->head = j->next;
-		if (!p->head)
-			p->tail = &p->head;
-		silt_unlock(&p->lock);
-		j->run(j);
-		free(j);
-		silt_lock(&p->lock);
-	}
-	silt_unlock(&p->lock);
-	return NULL;
-}
-
-int tx_open(struct meta *m)
-{
-	struct tx_pool *p = calloc(1, sizeof(*p));
-	if (!p)
-		return -ENOMEM;
-	silt_lock_init(&p->lock);
-	silt_cond_init(&p->wake);
-	p->tail = &p->head;
-	m->tx = p;
-	unsigned want = m->volume.shards > 1 ? TX_THREADS : 1;
-	while (p->n < want) {
-		int rc = -pthread_create(&p->threads[p->n], NULL, tx_main, p);
-		if (rc)
-			return rc;
-		p->n++;
-	}
-	return 0;
-}
-
-void tx_close(struct meta *m)
-{
-	struct tx_pool *p = m->tx;
-	silt_lock(&p->lock);
-	p->stopping = true;
-	silt_cond_broadcast(&p->wake);
-	silt_unlock(&p->lock);
-	for (unsigned i = 0; i < p->n; i++)
-		pthread_join(p->threads[i], NULL);
-	while (p->stuck) { /* their intents are seen to when the session is closed, or by others */
-		struct stuck *s = p->stuck;
-		p->stuck = s->next;
-		free(s);
-	}
-	silt_lock_destroy(&p->lock);
-	silt_cond_destroy(&p->wake);
-	free(p);
-	m->tx = NULL;
-}
-
-static void note_stuck(struct op *op)
-{
-	struct tx_pool *p = op->m->tx;
-	struct stuck *s = malloc(sizeof(*s));
-	if (!s)
-		return; /* seen to when the session is closed */
-	memcpy(s->tx, op->tx, sizeof(s->tx));
-	silt_lock(&p->lock);
-	s->next = p->stuck;
-	p->stuck = s;
-	silt_unlock(&p->lock);
-}
-
-/* Ends an operation after its list of steps. */
-static void end_list(struct op *op, struct meta_reply *r)
-{
-	if (r->err == -ENOTCONN) {
-		note_stuck(op);
-		r->err = -EIO;
-	}
-	op_end(op, r);
-}
-
-void tx_finish_stuck(struct meta *m)
-{
-	struct tx_pool *p = m->tx;
-	silt_lock(&p->lock);
-	struct stuck *todo = p->stuck;
-	p->stuck = NULL;
-	silt_unlock(&p->lock);
-	while (todo) {
-		struct stuck *s = todo;
-		todo = s->next;
-		if (tx_resume(m, s->tx) != -ENOTCONN) {
-			free(s);
-			continue;
-		}
-		silt_lock(&p->lock);
-		s->next = p->stuck;
-		p->stuck = s;
-		silt_unlock(&p->lock);
-	}
-}
-
-static struct job *submit(struct op *op, void (*run)(struct job *), const struct job *with)
-{
-	struct job *j = malloc(sizeof(*j));
-	if (!j) {
-		op_fail(op, -ENOMEM);
-		return NULL;
-	}
-	*j = with ? *with : (struct job){ 0 };
-	j->op = op;
-	j->run = run;
-	j->next = NULL;
-	struct tx_pool *p = op->m->tx;
-	silt_lock(&p->lock);
-	*p->tail = j;
-	p->tail = &j->next;
-	silt_cond_signal(&p->wake);
-	silt_unlock(&p->lock);
-	return j;
-}
-
-static unsigned pause_us(unsigned tries)
-{
-	unsigned us = AGAIN_US << (tries < 6 ? tries : 6);
-	return us < AGAIN_MAX_US ? us : AGAIN_MAX_US;
-}
-
-/* Sleeps before another try; false when there were enough. */
-static bool pause_again(unsigned *tries)
-{
-	if (*tries >= AGAIN_TRIES)
-		return false;
-	usleep(pause_us(*tries));
-	++*tries;
-	return true;
-}
-
-/* Many operations may wait at once: each waits until its own time, not after the others. */
-static void run_again(struct job *j)
-{
-	uint64_t now = silt_now_ns();
-	if (j->due > now)
-		usleep((useconds_t)((j->due - now) / 1000));
-	op_resubmit(j->op);
-}
-
-void tx_again(struct op *op)
-{
-	if (op->tries >= AGAIN_TRIES)
-		op_fail(op, -EBUSY);
-	else
-		submit(op, run_again,
-		       &(struct job){ .due = silt_now_ns() + pause_us(op->tries++) * (uint64_t)1000 });
-}
+#define LOCK_MS	  30000
+#define DEPTH_MAX 10000
+#define TX_MAX	  64 /* a transaction's name and what is appended for its parts */
 
 /* --- mkdir, link --- */
 
@@ -223,7 +31,7 @@ int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size
 	int rc;
 	do
 		rc = step_add_entry(m, tx, dir, name, len, type, ino, now);
-	while (rc == -EAGAIN && pause_again(&tries));
+	while (rc == -EAGAIN && tx_pause(&tries));
 	if (rc == -EAGAIN)
 		rc = -EBUSY;
 	if (rc == -ENOTCONN)
@@ -275,7 +83,7 @@ static void intent_for_add(struct intent *i, char kind, const struct op *op, sil
 	intent_add_u64(i, ino);
 }
 
-static void run_make_dir(struct job *j)
+static void run_make_dir(struct tx_job *j)
 {
 	struct op *op = j->op;
 	silt_ino ino = silt_ino_make(j->shard, op->seq);
@@ -293,18 +101,18 @@ static void run_make_dir(struct job *j)
 	if (!r.err)
 		r.err = run_add(op->m, op->tx, op->dir, op->name, op->len, S_IFDIR, ino, op->make.now, false,
 				&r.inode);
-	if (r.err == -ESTALE && op->tries++ < AGAIN_TRIES)
+	if (r.err == -ESTALE && op->tries++ < TX_TRIES)
 		op_other_sequence(op);
 	else
-		end_list(op, &r);
+		tx_end(op, &r);
 }
 
 void tx_make_dir(struct op *op, unsigned shard)
 {
-	submit(op, run_make_dir, &(struct job){ .shard = shard });
+	tx_submit(op, run_make_dir, &(struct tx_job){ .shard = shard });
 }
 
-static void run_link(struct job *j)
+static void run_link(struct tx_job *j)
 {
 	struct op *op = j->op;
 	struct meta *m = op->m;
@@ -328,12 +136,12 @@ static void run_link(struct job *j)
 	if (!r.err)
 		r.err = run_add(m, op->tx, op->dir, op->name, op->len, r.inode.attr.mode & S_IFMT, op->ino,
 				op->now, false, &r.inode);
-	end_list(op, &r);
+	tx_end(op, &r);
 }
 
 void tx_link(struct op *op)
 {
-	submit(op, run_link, NULL);
+	tx_submit(op, run_link, NULL);
 }
 
 /* --- a link count elsewhere --- */
@@ -350,7 +158,7 @@ int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool 
 	return rc;
 }
 
-static void run_drop_job(struct job *j)
+static void run_drop_job(struct tx_job *j)
 {
 	struct op *op = j->op;
 	struct silt_inode inode = { 0 };
@@ -363,21 +171,21 @@ static void run_drop_job(struct job *j)
 		if (!j->so_far.inode.attr.mode)
 			step_getattr(op->m, j->so_far.inode.attr.ino, &j->so_far.inode);
 		if (rc == -ENOTCONN)
-			note_stuck(op);
+			tx_note_stuck(op);
 	}
-	end_list(op, &j->so_far);
+	tx_end(op, &j->so_far);
 }
 
 void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far)
 {
-	struct job with = { .shard = shard, .so_far = *so_far };
+	struct tx_job with = { .shard = shard, .so_far = *so_far };
 	bool moving;
 	if (!entry || record_entry_decode(shard, entry->str, entry->len, &with.entry.type, &with.entry.ino,
 					  &moving)) {
 		op_fail(op, -EIO);
 		return;
 	}
-	submit(op, run_drop_job, &with);
+	tx_submit(op, run_drop_job, &with);
 }
 
 /* --- rmdir --- */
@@ -404,22 +212,22 @@ int run_rmdir(struct meta *m, const char *tx, silt_ino dir, const char *name, si
 	return rc ? rc : rc2;
 }
 
-static void run_rmdir_job(struct job *j)
+static void run_rmdir_job(struct tx_job *j)
 {
 	struct op *op = j->op;
 	next_tx(op->m, op->tx);
 	int rc = run_rmdir(op->m, op->tx, op->dir, op->name, op->len, op->now, false);
-	if (rc == -EAGAIN && pause_again(&op->tries)) {
+	if (rc == -EAGAIN && tx_pause(&op->tries)) {
 		op_resubmit(op);
 		return;
 	}
 	struct meta_reply r = { .err = rc == -EAGAIN ? -EBUSY : rc };
-	end_list(op, &r);
+	tx_end(op, &r);
 }
 
 void tx_rmdir(struct op *op)
 {
-	submit(op, run_rmdir_job, NULL);
+	tx_submit(op, run_rmdir_job, NULL);
 }
 
 /* --- rename --- */
@@ -443,7 +251,7 @@ static int rename_lock(struct meta *m, bool take)
 			freeReplyObject(reply);
 		if (rc != -EAGAIN)
 			return rc;
-		if (!pause_again(&tries))
+		if (!tx_pause(&tries))
 			return -EBUSY;
 	}
 }
@@ -535,7 +343,7 @@ static int insert_moved(struct meta *m, const struct rename_args *a, const struc
 		rc = S_ISDIR(moved->type) ? clear_target(m, a, moved, &p->gone) : 0;
 		if (rc)
 			break;
-		if (tries++ && !pause_again(&tries)) {
+		if (tries++ && !tx_pause(&tries)) {
 			rc = -EBUSY;
 			break;
 		}
@@ -615,7 +423,7 @@ int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r
 	return rc;
 }
 
-static void run_rename_job(struct job *j)
+static void run_rename_job(struct tx_job *j)
 {
 	struct op *op = j->op;
 	struct meta_reply r = { 0 };
@@ -629,16 +437,16 @@ static void run_rename_job(struct job *j)
 				 .noreplace = op->flags & META_RENAME_NOREPLACE, .keep = op->keep,
 				 .now = op->now };
 	r.err = run_rename(op->m, &a, &r);
-	if (r.err == -EAGAIN && pause_again(&op->tries)) {
+	if (r.err == -EAGAIN && tx_pause(&op->tries)) {
 		op_resubmit(op);
 		return;
 	}
 	if (r.err == -EAGAIN)
 		r.err = -EBUSY;
-	end_list(op, &r);
+	tx_end(op, &r);
 }
 
 void tx_rename(struct op *op)
 {
-	submit(op, run_rename_job, NULL);
+	tx_submit(op, run_rename_job, NULL);
 }

@@ -1,5 +1,5 @@
 /* Private to meta/: steps of operations across shards, each one blocking call (tx_steps.c), the lists of
- * steps (tx.c), and what is done for dead sessions (recover.c). */
+ * steps (tx.c), their threads (tx_pool.c), and what is done for dead sessions (recover.c). */
 #pragma once
 #include "meta/engine.h"
 
@@ -82,3 +82,21 @@ int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r
 int tx_resume(struct meta *m, const char *tx);
 int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool keep,
 	     struct silt_time now, bool resume, struct silt_inode *inode);
+
+/* The threads. A job runs a list of steps; tx_submit() copies `with` (NULL: nothing more) and queues it. */
+struct tx_job {
+	void (*run)(struct tx_job *j);
+	struct op *op;
+	unsigned shard;	    /* make_dir: of the new inode; drop: of the intent */
+	uint64_t due;	    /* again: monotonic ns */
+	struct entry entry; /* drop */
+	struct meta_reply so_far;
+	struct tx_job *next;
+};
+void tx_submit(struct op *op, void (*run)(struct tx_job *), const struct tx_job *with);
+/* Sleeps before another try; false when there were TX_TRIES. */
+#define TX_TRIES 400 /* about 40 s: longer than a dead session takes to be cleaned up */
+bool tx_pause(unsigned *tries);
+/* Ends an operation after its list of steps; one that ended in the middle is gone on with later. */
+void tx_end(struct op *op, struct meta_reply *r);
+void tx_note_stuck(struct op *op);
