@@ -25,11 +25,11 @@ struct conn_request {
 	conn_done done;
 	void *arg;
 	uint64_t deadline; /* monotonic ns */
-	int holders;	   /* FIFO and writer; under conn->lock */
+	int holders;       /* FIFO and writer; under conn->lock */
 	unsigned kind;
 	bool has_retry_flag, touched; /* touched: some of it may have reached a server */
-	bool popped;		      /* off the FIFO */
-	size_t len, cap, off; /* off: bytes written so far */
+	bool popped;                  /* off the FIFO */
+	size_t len, cap, off;         /* off: bytes written so far */
 	char data[];
 };
 
@@ -43,7 +43,7 @@ struct conn {
 	struct silt_lock lock;
 	struct silt_cond idle;
 	struct conn_request *head, **tail; /* no reply yet, in order */
-	struct conn_request *unsent;	   /* the first that is not wholly written */
+	struct conn_request *unsent;       /* the first that is not wholly written */
 	bool writing, up, stopping, want_write;
 	redisContext *ctx;
 };
@@ -118,10 +118,10 @@ static void wake_reader(struct conn *c)
 	}
 }
 
-/* Drops a writer's hold on the requests of a batch, and finds where to go on. A request that was not
- * written to its end but is off the FIFO had its time run out or got a reply that can't be its own: the
- * reader is about to drop the connection, and nothing may follow the half request until then. Caller
- * holds the lock. */
+/* Drops a writer's hold on the requests of a batch, and finds where to go on. A request that was
+ * not written to its end but is off the FIFO had its time run out or got a reply that can't be its
+ * own: the reader is about to drop the connection, and nothing may follow the half request until
+ * then. Caller holds the lock. */
 static void after_write(struct conn *c, struct conn_request **batch, int n, ssize_t written)
 {
 	struct conn_request *resume = NULL;
@@ -188,7 +188,8 @@ static void write_out(struct conn *c)
 	silt_cond_broadcast(&c->idle);
 }
 
-void conn_send(struct conn *c, struct conn_request *r, bool has_retry_flag, conn_done done, void *arg)
+void conn_send(struct conn *c, struct conn_request *r, bool has_retry_flag, conn_done done,
+               void *arg)
 {
 	if (!r) {
 		done(arg, -ENOMEM, NULL);
@@ -259,8 +260,10 @@ static void finish(struct conn *c, struct conn_request *r, int err, redisReply *
 /* Replies that mean "not now": the server is loading, failing over, or out of its log's disk. */
 static bool try_later(const redisReply *reply)
 {
-	static const char *const prefixes[] = { "LOADING", "MASTERDOWN", "READONLY", "CLUSTERDOWN",
-						"TRYAGAIN", "BUSY ", "MISCONF", "NOREPLICAS" };
+	static const char *const prefixes[] = {
+		"LOADING",  "MASTERDOWN", "READONLY", "CLUSTERDOWN",
+		"TRYAGAIN", "BUSY ",      "MISCONF",  "NOREPLICAS"
+	};
 	if (reply->type != REDIS_REPLY_ERROR)
 		return false;
 	for (size_t i = 0; i < sizeof(prefixes) / sizeof(*prefixes); i++)
@@ -332,7 +335,7 @@ static bool expire(struct conn *c)
 		pop(c);
 		silt_unlock(&c->lock);
 		silt_error(c->cfg.log, "redis at %s did not answer for %u s: giving a request up",
-			   c->address.shown, c->cfg.wait_ms / 1000);
+		           c->address.shown, c->cfg.wait_ms / 1000);
 		finish(c, r, -EIO, NULL);
 	}
 }
@@ -364,7 +367,7 @@ static void go_down(struct conn *c, int why)
 		redisFree(old);
 	if (!stopping)
 		silt_warn(c->cfg.log, "lost the connection to redis at %s (%s); reconnecting",
-			  c->address.shown, strerror(-why));
+		          c->address.shown, strerror(-why));
 }
 
 static bool should_stop(struct conn *c)
@@ -419,8 +422,9 @@ static int wait_readable(struct conn *c)
 	silt_lock(&c->lock);
 	bool want_write = c->want_write;
 	silt_unlock(&c->lock);
-	struct pollfd p[2] = { { .fd = c->ctx->fd, .events = (short)(POLLIN | (want_write ? POLLOUT : 0)) },
-			       { .fd = c->wake_fd, .events = POLLIN } };
+	struct pollfd p[2] = { { .fd = c->ctx->fd,
+		                 .events = (short)(POLLIN | (want_write ? POLLOUT : 0)) },
+		               { .fd = c->wake_fd, .events = POLLIN } };
 	poll(p, 2, 500);
 	if (p[1].revents)
 		drain_wake(c);

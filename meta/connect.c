@@ -9,15 +9,19 @@ static int reply_error(const struct meta_address *a, redisReply *reply, struct s
 {
 	int code = 0;
 	if (!reply)
-		return silt_fail(err, -EIO, "redis at %s closed the connection during log-in", a->shown);
+		return silt_fail(err, -EIO, "redis at %s closed the connection during log-in",
+		                 a->shown);
 	if (reply->type == REDIS_REPLY_ERROR) {
 		bool auth = strstr(reply->str, "WRONGPASS") || strstr(reply->str, "NOAUTH") ||
-			    strstr(reply->str, "invalid password") || strstr(reply->str, "NOPERM") ||
-			    strstr(reply->str, "without any password");
+		            strstr(reply->str, "invalid password") ||
+		            strstr(reply->str, "NOPERM") ||
+		            strstr(reply->str, "without any password");
 		code = auth ? -EACCES : !strncmp(reply->str, "LOADING", 7) ? -EAGAIN : -EIO;
 		silt_fail(err, code, "redis at %s refuses: %s%s", a->shown, reply->str,
-			  auth ? "; give user and password in the address, in SILTFS_META_PASSWORD or "
-				 "in the file that SILTFS_META_PASSWORD_FILE names" : "");
+		          auth ? "; give user and password in the address, in SILTFS_META_PASSWORD "
+		                 "or "
+		                 "in the file that SILTFS_META_PASSWORD_FILE names"
+		               : "");
 	}
 	freeReplyObject(reply);
 	return code;
@@ -38,19 +42,21 @@ static int log_in(const struct meta_address *a, redisContext *c, struct silt_err
 }
 
 int conn_connect_plain(const struct meta_address *a, const char *socket_path, unsigned timeout_ms,
-		       redisContext **out, struct silt_err *err)
+                       redisContext **out, struct silt_err *err)
 {
 	struct timeval tv = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000 };
 	const char *path = socket_path ? socket_path : a->kind == META_ADDRESS_TCP ? NULL : a->path;
 	errno = 0;
 	redisContext *c = path ? redisConnectUnixWithTimeout(path, tv)
-			       : redisConnectWithTimeout(a->host, a->port, tv);
+	                       : redisConnectWithTimeout(a->host, a->port, tv);
 	if (!c)
 		return silt_fail(err, -ENOMEM, "out of memory");
 	if (c->err) {
 		int code = errno ? -errno : -EHOSTUNREACH;
-		silt_fail(err, code, "cannot connect to redis at %s: %s; is the server running, and "
-			  "is the address right?", a->shown, c->errstr);
+		silt_fail(err, code,
+		          "cannot connect to redis at %s: %s; is the server running, and "
+		          "is the address right?",
+		          a->shown, c->errstr);
 		redisFree(c);
 		return code;
 	}

@@ -1,6 +1,6 @@
-/* Operations on names in a directory, within one shard: one call each. Each has a submit half, which
- * formats the request from the `struct op`, and a reply half on the reader thread. Where the reply shows
- * that part of the work lies in another shard, the operation goes on in tx.c. */
+/* Operations on names in a directory, within one shard: one call each. Each has a submit half,
+ * which formats the request from the `struct op`, and a reply half on the reader thread. Where the
+ * reply shows that part of the work lies in another shard, the operation goes on in tx.c. */
 #include "meta/engine.h"
 #include "meta/varint.h"
 
@@ -39,9 +39,10 @@ static void finish_with_getattr(struct op *op, silt_ino ino, const struct meta_r
 	meta_getattr(op->m, ino, got_second, s);
 }
 
-/* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its record. */
+/* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its
+ * record. */
 static void end_with_entry(struct op *op, const redisReply *entry, const redisReply *record,
-			   struct meta_reply *r)
+                           struct meta_reply *r)
 {
 	uint32_t type;
 	silt_ino ino = 0;
@@ -49,7 +50,7 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 	unsigned shard = silt_ino_shard(op->dir);
 	if (!entry || record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
 		silt_error(op->m->log, "a directory entry in inode %llu is damaged",
-			   (unsigned long long)op->dir);
+		           (unsigned long long)op->dir);
 		silt_count(op->m->metrics, M_META_DAMAGED, 1);
 		r->err = -EIO;
 	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
@@ -65,7 +66,8 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 static void take_dir(struct op *op, const redisReply *record, struct meta_reply *r)
 {
 	struct silt_inode dir;
-	if (record && record->len && !record_decode(op->dir, record->str, record->len, &dir, NULL, NULL))
+	if (record && record->len &&
+	    !record_decode(op->dir, record->str, record->len, &dir, NULL, NULL))
 		r->dir = dir.attr;
 }
 
@@ -90,7 +92,8 @@ static void submit_lookup(struct op *op)
 	call_send(op->m, F_LOOKUP, r, got_lookup, op);
 }
 
-void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done, void *arg)
+void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+                 void *arg)
 {
 	struct op *op = op_new(m, F_LOOKUP, name, len, NULL, 0, 0, done, arg);
 	if (!op)
@@ -115,8 +118,10 @@ static void got_make(void *arg, int err, redisReply *reply)
 	if (!r.err) {
 		take_dir(op, reply_at(reply, 3), &r);
 		if (reply->elements > 4 && reply->element[4]->type == REDIS_REPLY_INTEGER)
-			lease_granted(op->m, op->dir, op->sent, reply->element[4]->integer, r.dir.size);
-		/* Again: another thread may have claimed the lease between the first note and the send. */
+			lease_granted(op->m, op->dir, op->sent, reply->element[4]->integer,
+			              r.dir.size);
+		/* Again: another thread may have claimed the lease between the first note and the
+		 * send. */
 		lease_note_name(op->m, op->dir, op->name, op->len, false);
 	}
 	if (r.err == -EAGAIN) {
@@ -166,7 +171,7 @@ static void submit_make(struct op *op)
 {
 	struct meta *m = op->m;
 	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_MAKE, 13,
-					    op->len + op->make.target_len + 64);
+	                                    op->len + op->make.target_len + 64);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
 	conn_arg_u64(&r, op->seq);
@@ -207,13 +212,13 @@ void op_other_sequence(struct op *op)
 {
 	unsigned shard = shard_for(op);
 	silt_warn(op->m->log, "inode number %llu is in use: redis has lost its last changes",
-		  (unsigned long long)silt_ino_make(shard, op->seq));
+	          (unsigned long long)silt_ino_make(shard, op->seq));
 	sequence_forget(op->m, shard);
 	sequence_take(op->m, shard, op);
 }
 
-void meta_make(struct meta *m, silt_ino dir, const char *name, size_t len, const struct meta_make *how,
-	       meta_done done, void *arg)
+void meta_make(struct meta *m, silt_ino dir, const char *name, size_t len,
+               const struct meta_make *how, meta_done done, void *arg)
 {
 	size_t target_len = S_ISLNK(how->mode) ? how->target_len : 0;
 	struct op *op = op_new(m, F_MAKE, name, len, NULL, 0, target_len, done, arg);
@@ -257,7 +262,8 @@ static void got_link(void *arg, int err, redisReply *reply)
 
 static void submit_link(struct op *op)
 {
-	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 7, op->len + 40);
+	struct conn_request *r =
+	        call_begin(op->m, silt_ino_shard(op->dir), F_LINK, 7, op->len + 40);
 	next_tx(op->m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->ino));
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
@@ -271,7 +277,7 @@ static void submit_link(struct op *op)
 }
 
 void meta_link(struct meta *m, silt_ino ino, silt_ino dir, const char *name, size_t len,
-	       struct silt_time now, meta_done done, void *arg)
+               struct silt_time now, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_LINK, name, len, NULL, 0, 0, done, arg);
 	if (!op)
@@ -295,7 +301,8 @@ static void end_unlink(struct op *op, redisReply *reply)
 	silt_ino ino = 0;
 	bool moving;
 	if (entry && entry->len &&
-	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino, &moving) == 0) {
+	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino,
+	                        &moving) == 0) {
 		r.inode.attr.ino = ino;
 		if (record && record->len)
 			record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
@@ -335,7 +342,7 @@ static void submit_unlink(struct op *op)
 }
 
 void meta_unlink(struct meta *m, silt_ino dir, const char *name, size_t len, bool keep_open,
-		 struct silt_time now, meta_done done, void *arg)
+                 struct silt_time now, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_UNLINK, name, len, NULL, 0, 0, done, arg);
 	if (!op)
@@ -364,7 +371,8 @@ static void got_rmdir(void *arg, int err, redisReply *reply)
 
 static void submit_rmdir(struct op *op)
 {
-	struct conn_request *r = call_begin(op->m, silt_ino_shard(op->dir), F_RMDIR, 5, op->len + 40);
+	struct conn_request *r =
+	        call_begin(op->m, silt_ino_shard(op->dir), F_RMDIR, 5, op->len + 40);
 	next_tx(op->m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -375,7 +383,7 @@ static void submit_rmdir(struct op *op)
 }
 
 void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, struct silt_time now,
-		meta_done done, void *arg)
+                meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_RMDIR, name, len, NULL, 0, 0, done, arg);
 	if (!op)
@@ -414,7 +422,8 @@ static void got_rename(void *arg, int err, redisReply *reply)
 	lease_note_name(op->m, op->dir2, op->name2, op->len2, false);
 	if (op->flags & META_RENAME_EXCHANGE)
 		lease_note_name(op->m, op->dir, op->name, op->len, false);
-	if (gone && gone->len && !record_entry_decode(shard, gone->str, gone->len, &type, &ino, &moving)) {
+	if (gone && gone->len &&
+	    !record_entry_decode(shard, gone->str, gone->len, &type, &ino, &moving)) {
 		r.replaced = ino;
 		if (gone_record && gone_record->len &&
 		    !record_decode(ino, gone_record->str, gone_record->len, &old, NULL, NULL))
@@ -422,8 +431,10 @@ static void got_rename(void *arg, int err, redisReply *reply)
 	}
 	const redisReply *entry = reply_at(reply, 1), *record = reply_at(reply, 2);
 	if (code == 1) {
-		if (entry && !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
-			r.inode.attr.ino = ino; /* tx_drop fetches the rest of it if it is elsewhere */
+		if (entry &&
+		    !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
+			r.inode.attr.ino =
+			        ino; /* tx_drop fetches the rest of it if it is elsewhere */
 			if (record && record->len)
 				record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
 		}
@@ -437,7 +448,7 @@ static void submit_rename(struct op *op)
 {
 	struct meta *m = op->m;
 	struct conn_request *r =
-		call_begin(m, silt_ino_shard(op->dir), F_RENAME, 11, op->len + op->len2 + 64u);
+	        call_begin(m, silt_ino_shard(op->dir), F_RENAME, 11, op->len + op->len2 + 64u);
 	next_tx(m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -456,9 +467,9 @@ static void submit_rename(struct op *op)
 	call_send(m, F_RENAME, r, got_rename, op);
 }
 
-void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len, silt_ino to_dir,
-		 const char *to, size_t to_len, unsigned flags, bool keep_open, struct silt_time now,
-		 meta_done done, void *arg)
+void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len,
+                 silt_ino to_dir, const char *to, size_t to_len, unsigned flags, bool keep_open,
+                 struct silt_time now, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_RENAME, from, from_len, to, to_len, 0, done, arg);
 	if (!op)

@@ -1,5 +1,5 @@
-/* Operations on an inode by its number, and on the volume: one call each. Each has a submit half, which
- * formats the request from the `struct op`, and a reply half on the reader thread. */
+/* Operations on an inode by its number, and on the volume: one call each. Each has a submit half,
+ * which formats the request from the `struct op`, and a reply half on the reader thread. */
 #include "meta/engine.h"
 
 #include <errno.h>
@@ -31,7 +31,7 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 /* --- setattr --- */
 
 void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *v,
-		  struct silt_time now, meta_done done, void *arg)
+                  struct silt_time now, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_SETATTR, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
@@ -143,8 +143,10 @@ static void got_packs(void *arg, int err, redisReply *reply)
 		r.err = -EIO;
 	if (first) {
 		r.first = strtoull(first->str, NULL, 10);
-		uint_fast64_t top = r.first + op->number - 1, known = atomic_load(&op->m->packs_known);
-		while (top > known && !atomic_compare_exchange_weak(&op->m->packs_known, &known, top))
+		uint_fast64_t top = r.first + op->number - 1,
+		              known = atomic_load(&op->m->packs_known);
+		while (top > known &&
+		       !atomic_compare_exchange_weak(&op->m->packs_known, &known, top))
 			;
 	}
 	op_end(op, &r);

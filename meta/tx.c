@@ -9,23 +9,25 @@
  *	rename   A mark + intent  [R target directory gone if empty]  B put in place
  *	         [drop a file that was replaced]  S parent and time  A entry gone (or unmark)  clear
  *
- * P, A, B: shards of directories; C, S, R: of inodes. A directory that moves to another parent takes the
- * volume's rename lock first, so that two renames can't make a loop; its new ancestors are checked
- * under the lock. A name that is marked can be looked up but not changed: who meets it tries again. */
+ * P, A, B: shards of directories; C, S, R: of inodes. A directory that moves to another parent
+ *takes the volume's rename lock first, so that two renames can't make a loop; its new ancestors are
+ *checked under the lock. A name that is marked can be looked up but not changed: who meets it tries
+ *again. */
 #include "meta/tx.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#define LOCK_MS	  30000
+#define LOCK_MS   30000
 #define DEPTH_MAX 10000
-#define TX_MAX	  64 /* a transaction's name and what is appended for its parts */
+#define TX_MAX    64 /* a transaction's name and what is appended for its parts */
 
 /* --- mkdir, link --- */
 
-int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len, uint32_t type,
-	    silt_ino ino, struct silt_time now, bool resume, struct silt_inode *inode)
+int run_add(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
+            uint32_t type, silt_ino ino, struct silt_time now, bool resume,
+            struct silt_inode *inode)
 {
 	unsigned tries = 0;
 	int rc;
@@ -99,8 +101,8 @@ static void run_make_dir(struct tx_job *j)
 	intent_for_add(&i, 'D', op, ino);
 	r.err = make_dir(op->m, op, ino, &i);
 	if (!r.err)
-		r.err = run_add(op->m, op->tx, op->dir, op->name, op->len, S_IFDIR, ino, op->make.now, false,
-				&r.inode);
+		r.err = run_add(op->m, op->tx, op->dir, op->name, op->len, S_IFDIR, ino,
+		                op->make.now, false, &r.inode);
 	if (r.err == -ESTALE && op->tries++ < TX_TRIES)
 		op_other_sequence(op);
 	else
@@ -122,7 +124,8 @@ static void run_link(struct tx_job *j)
 	intent_for_add(&i, 'L', op, op->ino);
 	r.err = step_getattr(m, op->ino, &r.inode);
 	if (!r.err) {
-		struct conn_request *q = call_begin(m, silt_ino_shard(op->ino), F_X_LINK, 4, i.len + 64);
+		struct conn_request *q =
+		        call_begin(m, silt_ino_shard(op->ino), F_X_LINK, 4, i.len + 64);
 		redisReply *reply = NULL;
 		conn_arg_str(&q, op->tx);
 		conn_arg(&q, i.v, i.len);
@@ -134,8 +137,8 @@ static void run_link(struct tx_job *j)
 			freeReplyObject(reply);
 	}
 	if (!r.err)
-		r.err = run_add(m, op->tx, op->dir, op->name, op->len, r.inode.attr.mode & S_IFMT, op->ino,
-				op->now, false, &r.inode);
+		r.err = run_add(m, op->tx, op->dir, op->name, op->len, r.inode.attr.mode & S_IFMT,
+		                op->ino, op->now, false, &r.inode);
 	tx_end(op, &r);
 }
 
@@ -146,8 +149,8 @@ void tx_link(struct op *op)
 
 /* --- a link count elsewhere --- */
 
-int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool keep, struct silt_time now,
-	     bool resume, struct silt_inode *inode)
+int run_drop(struct meta *m, const char *tx, unsigned shard, silt_ino ino, bool keep,
+             struct silt_time now, bool resume, struct silt_inode *inode)
 {
 	int rc = step_drop(m, tx, ino, keep, now, inode);
 	if (rc)
@@ -176,12 +179,13 @@ static void run_drop_job(struct tx_job *j)
 	tx_end(op, &j->so_far);
 }
 
-void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struct meta_reply *so_far)
+void tx_drop(struct op *op, unsigned shard, const redisReply *entry,
+             const struct meta_reply *so_far)
 {
 	struct tx_job with = { .shard = shard, .so_far = *so_far };
 	bool moving;
-	if (!entry || record_entry_decode(shard, entry->str, entry->len, &with.entry.type, &with.entry.ino,
-					  &moving)) {
+	if (!entry || record_entry_decode(shard, entry->str, entry->len, &with.entry.type,
+	                                  &with.entry.ino, &moving)) {
 		op_fail(op, -EIO);
 		return;
 	}
@@ -191,7 +195,7 @@ void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struc
 /* --- rmdir --- */
 
 int run_rmdir(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
-	      struct silt_time now, bool resume)
+              struct silt_time now, bool resume)
 {
 	struct intent i;
 	struct entry e;
@@ -241,7 +245,8 @@ static int rename_lock(struct meta *m, bool take)
 		redisReply *reply = NULL;
 		char holder[64];
 		/* Threads of one session are kept apart too. */
-		snprintf(holder, sizeof(holder), "%s/%lx", m->session_text, (unsigned long)pthread_self());
+		snprintf(holder, sizeof(holder), "%s/%lx", m->session_text,
+		         (unsigned long)pthread_self());
 		conn_arg_str(&r, holder);
 		if (take)
 			conn_arg_u64(&r, LOCK_MS);
@@ -273,8 +278,8 @@ static int check_not_below(struct meta *m, silt_ino dir, silt_ino top)
 	return -ELOOP;
 }
 
-/* The transaction that removes directory `ino` in the way of a rename: each has its own, else the result
- * of one would be taken for that of another. */
+/* The transaction that removes directory `ino` in the way of a rename: each has its own, else the
+ * result of one would be taken for that of another. */
 static void remove_tx(const struct rename_args *a, silt_ino ino, char out[TX_MAX])
 {
 	snprintf(out, TX_MAX, "%s.r%llx", a->tx, (unsigned long long)ino);
@@ -282,7 +287,7 @@ static void remove_tx(const struct rename_args *a, silt_ino ino, char out[TX_MAX
 
 /* Removes the directory that the target name is, if it is one and may go. */
 static int clear_target(struct meta *m, const struct rename_args *a, const struct entry *moved,
-			struct entry *gone)
+                        struct entry *gone)
 {
 	char tx[TX_MAX];
 	struct entry there;
@@ -302,8 +307,8 @@ static int clear_target(struct meta *m, const struct rename_args *a, const struc
 	return rc;
 }
 
-/* What a rename did under transactions of their own. Their results are cleared when its own intent is
- * gone, not before: who completes it runs them again. */
+/* What a rename did under transactions of their own. Their results are cleared when its own intent
+ * is gone, not before: who completes it runs them again. */
 struct parts {
 	struct entry gone; /* a directory; len 0: none */
 	silt_ino dropped;  /* a file; 0: none */
@@ -322,19 +327,26 @@ static void clear_parts(struct meta *m, const struct rename_args *a, const struc
 	step_by_tx(m, F_X_CLEAR, silt_ino_shard(p->gone.ino), rm_tx);
 }
 
-/* Puts the entry in place. A directory in its way is removed only when the first try has shown that it
- * is in the way: when a dead client's rename is completed and had come that far, the name may be
+/* Puts the entry in place. A directory in its way is removed only when the first try has shown that
+ * it is in the way: when a dead client's rename is completed and had come that far, the name may be
  * somebody else's by now. */
 static int insert_moved(struct meta *m, const struct rename_args *a, const struct entry *moved,
-			int *code, struct meta_reply *r, struct parts *p)
+                        int *code, struct meta_reply *r, struct parts *p)
 {
 	struct entry old = { 0 };
 	struct silt_inode old_inode = { 0 };
 	unsigned tries = 0;
 	snprintf(p->drop_tx, sizeof(p->drop_tx), "%s.d", a->tx);
-	struct insert_args ia = { .tx = a->tx, .drop_tx = p->drop_tx, .dir = a->dir2, .name = a->name2,
-				  .len = a->len2, .moved = moved, .gone = &p->gone,
-				  .noreplace = a->noreplace, .keep = a->keep, .now = a->now };
+	struct insert_args ia = { .tx = a->tx,
+		                  .drop_tx = p->drop_tx,
+		                  .dir = a->dir2,
+		                  .name = a->name2,
+		                  .len = a->len2,
+		                  .moved = moved,
+		                  .gone = &p->gone,
+		                  .noreplace = a->noreplace,
+		                  .keep = a->keep,
+		                  .now = a->now };
 	int rc;
 	for (;;) {
 		rc = step_insert(m, &ia, code, &old, &old_inode);
@@ -353,8 +365,8 @@ static int insert_moved(struct meta *m, const struct rename_args *a, const struc
 	r->replaced = S_ISDIR(old.type) ? 0 : old.ino;
 	if (*code == 1) {
 		p->dropped = old.ino;
-		rc = run_drop(m, p->drop_tx, silt_ino_shard(a->dir2), old.ino, a->keep, a->now, true,
-			      &old_inode);
+		rc = run_drop(m, p->drop_tx, silt_ino_shard(a->dir2), old.ino, a->keep, a->now,
+		              true, &old_inode);
 	}
 	r->replaced_nlink = old_inode.attr.nlink;
 	return rc == -ENOTCONN ? rc : 0;
@@ -362,7 +374,7 @@ static int insert_moved(struct meta *m, const struct rename_args *a, const struc
 
 /* After the mark: everything else. Returns what becomes of the source entry in *moved_away. */
 static int rename_marked(struct meta *m, const struct rename_args *a, const struct entry *e,
-			 struct meta_reply *r, bool *moved_away, struct parts *p)
+                         struct meta_reply *r, bool *moved_away, struct parts *p)
 {
 	int code = 0, rc = 0;
 	if (S_ISDIR(e->type) && a->dir != a->dir2)
@@ -412,7 +424,8 @@ int run_rename(struct meta *m, const struct rename_args *a, struct meta_reply *r
 	if (!rc) {
 		rc = rename_marked(m, a, &e, r, &moved_away, &parts);
 		if (rc != -ENOTCONN) {
-			int rc2 = step_unmark(m, a->tx, a->dir, a->name, a->len, moved_away, a->now);
+			int rc2 =
+			        step_unmark(m, a->tx, a->dir, a->name, a->len, moved_away, a->now);
 			rc = rc && rc2 != -ENOTCONN ? rc : rc2;
 		}
 		if (!a->resume && rc != -ENOTCONN)
@@ -432,10 +445,16 @@ static void run_rename_job(struct tx_job *j)
 		return;
 	}
 	next_tx(op->m, op->tx);
-	struct rename_args a = { .tx = op->tx, .dir = op->dir, .dir2 = op->dir2, .name = op->name,
-				 .name2 = op->name2, .len = op->len, .len2 = op->len2,
-				 .noreplace = op->flags & META_RENAME_NOREPLACE, .keep = op->keep,
-				 .now = op->now };
+	struct rename_args a = { .tx = op->tx,
+		                 .dir = op->dir,
+		                 .dir2 = op->dir2,
+		                 .name = op->name,
+		                 .name2 = op->name2,
+		                 .len = op->len,
+		                 .len2 = op->len2,
+		                 .noreplace = op->flags & META_RENAME_NOREPLACE,
+		                 .keep = op->keep,
+		                 .now = op->now };
 	r.err = run_rename(op->m, &a, &r);
 	if (r.err == -EAGAIN && tx_pause(&op->tries)) {
 		op_resubmit(op);

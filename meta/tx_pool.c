@@ -1,4 +1,5 @@
-/* The threads that run operations across shards, and what became of lists that ended in the middle. */
+/* The threads that run operations across shards, and what became of lists that ended in the middle.
+ */
 #include "meta/tx.h"
 
 #include <errno.h>
@@ -180,5 +181,6 @@ void tx_again(struct op *op)
 		op_fail(op, -EBUSY);
 	else
 		tx_submit(op, run_again,
-		       &(struct tx_job){ .due = silt_now_ns() + pause_us(op->tries++) * (uint64_t)1000 });
+		          &(struct tx_job){ .due = silt_now_ns() +
+		                                   pause_us(op->tries++) * (uint64_t)1000 });
 }
