@@ -76,9 +76,12 @@ int store_http_judge(struct store_exchange *x);
 int store_http_judge_code(struct store_exchange *x, const char *code, const char *message,
                           const char *key);
 
-/* For a GET that judge() liked: checks that the bytes in x->into are all that were asked for.
- * Returns their number, or -EIO with t->again. */
-ssize_t store_http_check_range(struct store_exchange *x);
+/* What an operation on one object came to, from what judge() said of its exchange (`judged`). A GET
+ * has to bring all of the range that there is: returns its bytes, 0 at or past the end. A HEAD has
+ * to tell the size (x->info). A DELETE of what is not there went well, unless the bucket is not. */
+ssize_t store_http_end_get(struct store_exchange *x, int judged, struct store_object *info);
+int store_http_end_head(struct store_exchange *x, int judged);
+int store_http_end_delete(struct store_exchange *x, int judged);
 
 /* For a listing that judge() liked: reads it into `page`, `cut` taken off the keys. */
 int store_http_read_list(struct store_exchange *x, const char *cut, struct store_page *page);

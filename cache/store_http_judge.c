@@ -192,7 +192,7 @@ static ssize_t bad_range(struct store_exchange *x, const char *why)
 	                 t->key, x->store->where, why, x->room, (unsigned long long)x->off, x->got);
 }
 
-ssize_t store_http_check_range(struct store_exchange *x)
+static ssize_t check_range(struct store_exchange *x)
 {
 	uint64_t want;
 
@@ -213,6 +213,44 @@ ssize_t store_http_check_range(struct store_exchange *x)
 	if (x->got != want)
 		return bad_range(x, "the reply is not as long as it should be");
 	return (ssize_t)x->got;
+}
+
+ssize_t store_http_end_get(struct store_exchange *x, int judged, struct store_object *info)
+{
+	ssize_t rc = judged;
+
+	if (judged == 0)
+		rc = check_range(x);
+	else if (x->result == CURLE_OK && x->status == 416)
+		rc = 0; /* at or past the end */
+	if (rc >= 0) {
+		*info = x->info;
+		x->t->again = false;
+	}
+	return rc;
+}
+
+int store_http_end_head(struct store_exchange *x, int judged)
+{
+	if (judged < 0)
+		return judged;
+	if (x->length < 0) {
+		x->t->again = true;
+		return silt_fail(x->t->err, -EIO, "HEAD %s: %s: the reply does not tell the size",
+		                 x->t->key, x->store->where);
+	}
+	x->info.size = (uint64_t)x->length;
+	return 0;
+}
+
+int store_http_end_delete(struct store_exchange *x, int judged)
+{
+	struct s3_error e = { 0 };
+
+	if (judged == -ENOENT && s3_xml_error(x->text, x->text_len, &e) == 0 &&
+	    strcmp(e.code, "NoSuchBucket") != 0)
+		return 0;
+	return judged;
 }
 
 int store_http_read_list(struct store_exchange *x, const char *cut, struct store_page *page)

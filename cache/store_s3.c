@@ -199,15 +199,9 @@ static int head_key(struct store *s, struct store_try *t, struct store_object *i
 
 	store_exchange_init(&x, s, t, STORE_HEAD);
 	object_url(s->impl, t->key, url);
-	rc = request(&x, url, &headers);
-	if (rc == 0 && x.length < 0) {
-		t->again = true;
-		rc = silt_fail(t->err, -EIO, "HEAD %s: %s: the reply does not tell the size",
-		               t->key, s->where);
-	}
+	rc = store_http_end_head(&x, request(&x, url, &headers));
 	if (rc == 0) {
 		*info = x.info;
-		info->size = (uint64_t)x.length;
 		if (nonce)
 			strcpy(nonce, x.nonce);
 	}
@@ -285,15 +279,7 @@ static ssize_t s3_get(struct store *s, struct store_try *t, uint64_t off, size_t
 	x.off = off;
 	x.room = len;
 	object_url(s->impl, t->key, url);
-	rc = request(&x, url, &headers);
-	if (rc == 0)
-		rc = store_http_check_range(&x);
-	else if (x.result == CURLE_OK && x.status == 416)
-		rc = 0; /* at or past the end */
-	if (rc >= 0) {
-		*info = x.info;
-		t->again = false;
-	}
+	rc = store_http_end_get(&x, request(&x, url, &headers), info);
 	store_exchange_free(&x);
 	return rc;
 }
@@ -307,16 +293,12 @@ static int s3_delete(struct store *s, struct store_try *t)
 {
 	struct headers headers = { 0 };
 	struct store_exchange x;
-	struct s3_error e = { 0 };
 	char url[URL_ROOM];
 	int rc;
 
 	store_exchange_init(&x, s, t, STORE_DELETE);
 	object_url(s->impl, t->key, url);
-	rc = request(&x, url, &headers);
-	if (rc == -ENOENT && s3_xml_error(x.text, x.text_len, &e) == 0 &&
-	    strcmp(e.code, "NoSuchBucket") != 0)
-		rc = 0;
+	rc = store_http_end_delete(&x, request(&x, url, &headers));
 	store_exchange_free(&x);
 	return rc;
 }

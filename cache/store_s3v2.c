@@ -5,10 +5,10 @@
  * bound by that.
  *
  * libs3 builds and signs the request; nothing else of it is used, because it reports some lost PUTs
- *and cut GETs as success, checks no certificates and knows no timeouts. The build renames its
- *reference to curl_easy_perform (objcopy --redefine-sym) to store_s3v2_perform() below, which hands
- *libs3's curl handle to the same exchange that `s3` uses: own body, own reply, own judgement. What
- *libs3 then says of the request is not asked.
+ * and cut GETs as success, checks no certificates and knows no timeouts. The build renames its
+ * reference to curl_easy_perform (objcopy --redefine-sym) to store_s3v2_perform() below, which
+ * hands libs3's curl handle to the same exchange that `s3` uses: own body, own reply, own
+ * judgement. What libs3 then says of the request is not asked.
  *
  *	this file -> S3_put_object() -> store_s3v2_perform() -> store_http_perform() -> curl
  *	             signs                 finds the exchange
@@ -16,8 +16,8 @@
  * The exchange is found through a thread-local pointer, set around each call of libs3.
  *
  * Signature V2 has no conditional PUT, so STORE_EXCL is a HEAD before: two writers at one moment
- *may both succeed. siltfs uses unique keys. Every PUT is followed by a HEAD that must show its size
- *and MD5. There is no multi-delete; store.c deletes one by one. */
+ * may both succeed. siltfs uses unique keys. Every PUT is followed by a HEAD that must show its
+ * size and MD5. There is no multi-delete; store.c deletes one by one. */
 #include <errno.h>
 #include <libs3.h>
 #include <stdlib.h>
@@ -26,7 +26,6 @@
 
 #include "cache/store_http.h"
 #include "cache/store_s3_md5.h"
-#include "cache/store_s3_xml.h"
 
 #define SECRET_MAX 64 /* libs3 signs wrongly with more */
 
@@ -176,23 +175,14 @@ static int send_head(struct store_exchange *x, const char *key)
 	struct s3v2 *c = x->store->impl;
 	char full[2 * STORE_KEY_MAX + 2];
 	S3Status status = S3StatusInternalError;
-	int rc;
 
 	full_key(c, key, full);
 	current = x;
 	S3_head_object(&c->bucket, full, NULL, &handler, &status);
-	rc = finish(x, status);
-	if (rc == 0 && x->length < 0) {
-		x->t->again = true;
-		return silt_fail(x->t->err, -EIO, "HEAD %s: %s: the reply does not tell the size",
-		                 key, x->store->where);
-	}
-	x->info.size = rc == 0 ? (uint64_t)x->length : 0;
-	return rc;
+	return store_http_end_head(x, finish(x, status));
 }
 
-/* --- Verbs
- * ---------------------------------------------------------------------------------------- */
+/* --- Verbs ----------------------------------------------------------------------------------- */
 
 static int s3v2_head(struct store *s, struct store_try *t, struct store_object *info)
 {
@@ -283,15 +273,7 @@ static ssize_t s3v2_get(struct store *s, struct store_try *t, uint64_t off, size
 	full_key(c, t->key, full);
 	current = &x;
 	S3_get_object(&c->bucket, full, NULL, off, len, NULL, &get, &status);
-	rc = finish(&x, status);
-	if (rc == 0)
-		rc = store_http_check_range(&x);
-	else if (x.result == CURLE_OK && x.status == 416)
-		rc = 0; /* at or past the end */
-	if (rc >= 0) {
-		*info = x.info;
-		t->again = false;
-	}
+	rc = store_http_end_get(&x, finish(&x, status), info);
 	store_exchange_free(&x);
 	return rc;
 }
@@ -300,7 +282,6 @@ static int s3v2_delete(struct store *s, struct store_try *t)
 {
 	struct s3v2 *c = s->impl;
 	struct store_exchange x;
-	struct s3_error e = { 0 };
 	char full[2 * STORE_KEY_MAX + 2];
 	S3Status status = S3StatusInternalError;
 	int rc;
@@ -309,10 +290,7 @@ static int s3v2_delete(struct store *s, struct store_try *t)
 	full_key(c, t->key, full);
 	current = &x;
 	S3_delete_object(&c->bucket, full, NULL, &handler, &status);
-	rc = finish(&x, status);
-	if (rc == -ENOENT && s3_xml_error(x.text, x.text_len, &e) == 0 &&
-	    strcmp(e.code, "NoSuchBucket") != 0)
-		rc = 0;
+	rc = store_http_end_delete(&x, finish(&x, status));
 	store_exchange_free(&x);
 	return rc;
 }
