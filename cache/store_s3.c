@@ -183,7 +183,12 @@ static int request(struct store_exchange *x, const char *url, struct headers *he
 	}
 	store_http_perform(x, h);
 	rc = store_http_judge(x);
-	give_handle(c, h);
+	/* RGW leaves the body of a PUT that it refuses in the connection (curl has announced it
+	 * with "Expect: 100-continue") and takes it for the beginning of the next request. */
+	if (rc < 0 && x->size > 0)
+		curl_easy_cleanup(h);
+	else
+		give_handle(c, h);
 	curl_slist_free_all(headers->list);
 	return rc;
 }

@@ -42,6 +42,8 @@ CURLcode store_s3v2_perform(CURL *curl);
 CURLcode store_s3v2_perform(CURL *curl)
 {
 	assert(current);
+	/* libs3 keeps its handles to itself, also after a PUT was refused (see store_s3.c). */
+	curl_easy_setopt(curl, CURLOPT_FORBID_REUSE, current->size > 0 ? 1L : 0L);
 	return store_http_perform(current, curl);
 }
 
