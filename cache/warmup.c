@@ -16,7 +16,7 @@
  * A pack whose fetch fails is tried again up to MAX_TRIES times with growing pauses.
  *
  * Callbacks (metadata engine, fetch threads) only queue under `wake` and signal it; all state
- *belongs to the thread in warmup_run(), which therefore needs no other lock. */
+ * belongs to the thread in warmup_run(), which therefore needs no other lock. */
 #include "cache/warmup.h"
 
 #include <errno.h>
@@ -345,18 +345,26 @@ static int refuse_too_big(struct warmup *r)
 	                 (double)r->needed / (1 << 30), (double)r->total / (1 << 30));
 }
 
+/* What a turn of the walk came to: what walk_pump() said, unless the warmup has to end. */
+static int judge_turn(struct warmup *r, int walking)
+{
+	if (walking < 0)
+		return walking;
+	if (r->no_memory)
+		return fail(r, -ENOMEM, "out of memory");
+	if (cancelled(r))
+		return fail(r, -ECANCELED, "cancelled");
+	return walking;
+}
+
 /* Walks and, if `fetch`, fetches, until both have nothing left. */
 static int run_loop(struct warmup *r, bool fetch)
 {
 	for (;;) {
 		uint64_t seen = events_seen(r);
 		int walking = r->p.resolved ? 0 : walk_pump(r->walk, &r->result->err);
-		if (walking < 0)
+		if ((walking = judge_turn(r, walking)) < 0)
 			return walking;
-		if (r->no_memory)
-			return fail(r, -ENOMEM, "out of memory");
-		if (cancelled(r))
-			return fail(r, -ECANCELED, "cancelled");
 		if (fetch && r->needed > r->total)
 			return refuse_too_big(r);
 		r->p.resolved = !walking;
@@ -445,13 +453,9 @@ static int name_missing(struct warmup *r)
 	r->p.missing_files = 0;
 	for (;;) {
 		uint64_t seen = events_seen(r);
-		int walking = walk_pump(r->walk, &r->result->err);
+		int walking = judge_turn(r, walk_pump(r->walk, &r->result->err));
 		if (walking < 0)
 			return walking;
-		if (r->no_memory)
-			return fail(r, -ENOMEM, "out of memory");
-		if (cancelled(r))
-			return fail(r, -ECANCELED, "cancelled");
 		if (!walking)
 			return r->p.missing_files ? 1 : 0;
 		report(r, false);
