@@ -10,9 +10,9 @@
  *	         [drop a file that was replaced]  S parent and time  A entry gone (or unmark)  clear
  *
  * P, A, B: shards of directories; C, S, R: of inodes. A directory that moves to another parent
- *takes the volume's rename lock first, so that two renames can't make a loop; its new ancestors are
- *checked under the lock. A name that is marked can be looked up but not changed: who meets it tries
- *again. */
+ * takes the volume's rename lock first, so that two renames can't make a loop; its new ancestors
+ * are checked under the lock. A name that is marked can be looked up but not changed: who meets it
+ * tries again. */
 #include "meta/tx.h"
 
 #include <errno.h>
