@@ -1,11 +1,24 @@
 
+-- Directory q's record, the key of its bucket for `name`, and the entry there (false: none); or nil
+-- and, in place of the key, an error.
+local function find_entry(T, q, name)
+  local d, e = get_dir(T, q)
+  if not d then return nil, e end
+  local key = dentry_key(T, q, d.n, name)
+  return d, key, call('HGET', key, name)
+end
+
+-- What a request that is sent again (`retry` "1") was answered, as answered() says it.
+local function answered_before(T, id, retry)
+  if retry == '1' then return answered(T, id) end
+end
+
 -- --- reading
 
 local function lookup(K, A)
   local T, q, name = K[1], tonumber(A[1]), A[2]
-  local d, e = get_dir(T, q)
-  if not d then return e end
-  local entry = call('HGET', dentry_key(T, q, d.n, name), name)
+  local d, key, entry = find_entry(T, q, name)
+  if not d then return key end
   if not entry then return ENOENT end
   local _, shard, iq = entry_get(entry)
   if shard then return { 0, entry, '' } end
@@ -74,10 +87,8 @@ end
 local function make(K, A)
   local T, q, name, iq = K[1], tonumber(A[1]), A[2], tonumber(A[3])
   local now, fill = A[7], tonumber(A[11])
-  local d, e = get_dir(T, q)
-  if not d then return e end
-  local key = dentry_key(T, q, d.n, name)
-  local entry = call('HGET', key, name)
+  local d, key, entry = find_entry(T, q, name)
+  if not d then return key end
   if entry then
     local _, shard, oq = entry_get(entry)
     local s = ''
@@ -150,8 +161,7 @@ end
 -- inode, dir, name, now, fill, session, transaction, retry. Reply: 0, record, the directory's record.
 local function link(K, A)
   local T, iq, q, name, now = K[1], tonumber(A[1]), tonumber(A[2]), A[3], A[4]
-  local before, certain
-  if A[8] == '1' then before, certain = answered(T, A[7]) end
+  local before, certain = answered_before(T, A[7], A[8])
   if before then return before end
   local r, s = get(T, iq)
   if not r then return ENOENT end
@@ -182,13 +192,10 @@ end
 -- elsewhere, an intent was left.
 local function unlink(K, A)
   local T, q, name, now = K[1], tonumber(A[1]), A[2], A[4]
-  local before, certain
-  if A[7] == '1' then before, certain = answered(T, A[6]) end
+  local before, certain = answered_before(T, A[6], A[7])
   if before then return before end
-  local d, e = get_dir(T, q)
-  if not d then return e end
-  local key = dentry_key(T, q, d.n, name)
-  local entry = call('HGET', key, name)
+  local d, key, entry = find_entry(T, q, name)
+  if not d then return key end
   if not entry then return A[7] == '1' and not certain and { 0, '', '' } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
   if kind == DIR then return EISDIR end
@@ -210,13 +217,10 @@ end
 -- dir, name, now, fill, transaction, retry. Reply: 0, the directory's record.
 local function rmdir(K, A)
   local T, q, name, now = K[1], tonumber(A[1]), A[2], A[3]
-  local before, certain
-  if A[6] == '1' then before, certain = answered(T, A[5]) end
+  local before, certain = answered_before(T, A[5], A[6])
   if before then return before end
-  local d, e = get_dir(T, q)
-  if not d then return e end
-  local key = dentry_key(T, q, d.n, name)
-  local entry = call('HGET', key, name)
+  local d, key, entry = find_entry(T, q, name)
+  if not d then return key end
   if not entry then return A[6] == '1' and not certain and { 0 } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
   if kind ~= DIR then return ENOTDIR end
@@ -248,8 +252,7 @@ end
 local function rename(K, A)
   local T, fq, from, tq, to = K[1], tonumber(A[1]), A[2], tonumber(A[3]), A[4]
   local flags, now, fill = tonumber(A[5]), A[7], tonumber(A[8])
-  local before, certain
-  if A[12] == '1' then before, certain = answered(T, A[9]) end
+  local before, certain = answered_before(T, A[9], A[12])
   if before then return before end
   local fd, e = get_dir(T, fq)
   if not fd then return e end
