@@ -1,12 +1,12 @@
 /* siltfs info: where the bytes of files are. */
 #include <getopt.h>
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "tools/cli.h"
 #include "tools/control_client.h"
+#include "tools/json_fields.h"
 
 static const char help[] =
         "Usage: siltfs info [--json] PATH...\n"
@@ -22,19 +22,6 @@ struct info {
 	uint64_t extents, cached;
 };
 
-static struct json_object *member(struct json_object *o, const char *name)
-{
-	struct json_object *f = NULL;
-	json_object_object_get_ex(o, name, &f);
-	return f;
-}
-
-static const char *text_of(struct json_object *o, const char *name)
-{
-	struct json_object *f = member(o, name);
-	return f ? json_object_get_string(f) : "-";
-}
-
 static void print_extents(struct info *i, struct json_object *list)
 {
 	for (size_t k = 0; k < json_object_array_length(list); k++) {
@@ -42,19 +29,19 @@ static void print_extents(struct info *i, struct json_object *list)
 		if (i->extents++ == 0)
 			printf("  %14s %12s  %-16s %10s %10s  %s\n", "offset", "length", "pack",
 			       "at", "stored", "ssd");
-		i->cached += strcmp(text_of(e, "cached"), "full") == 0;
-		printf("  %14s %12s  %s %10s %10s  %s\n", text_of(e, "off"), text_of(e, "len"),
-		       text_of(e, "pack"), text_of(e, "pack_off"), text_of(e, "stored"),
-		       text_of(e, "cached"));
+		i->cached += strcmp(json_text(e, "cached"), "full") == 0;
+		printf("  %14s %12s  %s %10s %10s  %s\n", json_text(e, "off"), json_text(e, "len"),
+		       json_text(e, "pack"), json_text(e, "pack_off"), json_text(e, "stored"),
+		       json_text(e, "cached"));
 	}
 }
 
 static int on_line(void *arg, struct json_object *line)
 {
 	struct info *i = arg;
-	struct json_object *extents = member(line, "extents");
+	struct json_object *extents = json_member(line, "extents");
 
-	if (member(line, "done"))
+	if (json_member(line, "done"))
 		return 0;
 	if (i->json) {
 		json_object_object_add(line, "path", json_object_new_string(i->path));
@@ -62,13 +49,12 @@ static int on_line(void *arg, struct json_object *line)
 		                                                  JSON_C_TO_STRING_NOSLASHESCAPE));
 		return 0;
 	}
-	if (member(line, "size"))
+	if (json_member(line, "size"))
 		printf("%s: inode %s, mode %o, links %s, size %s, version %s, map %s\n", i->path,
-		       text_of(line, "inode"),
-		       (unsigned)(member(line, "mode") ? json_object_get_int(member(line, "mode"))
-		                                       : 0),
-		       text_of(line, "nlink"), text_of(line, "size"), text_of(line, "version"),
-		       text_of(line, "map"));
+		       json_text(line, "inode"), (unsigned)json_number(line, "mode"),
+		       json_text(line, "nlink"), json_text(line, "size"),
+		       json_text(line, "version"),
+		       json_member(line, "map") ? json_text(line, "map") : "-");
 	if (json_object_is_type(extents, json_type_array))
 		print_extents(i, extents);
 	return 0;

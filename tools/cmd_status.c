@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,7 @@
 #include "meta/cleanup.h"
 #include "tools/cli.h"
 #include "tools/control_client.h"
+#include "tools/json_fields.h"
 #include "tools/volume.h"
 
 static const char help[] =
@@ -23,25 +23,6 @@ static const char help[] =
 static bool is_address(const char *s)
 {
 	return strstr(s, "://") || strncmp(s, "local:", 6) == 0;
-}
-
-static struct json_object *member(struct json_object *o, const char *name)
-{
-	struct json_object *f = NULL;
-	json_object_object_get_ex(o, name, &f);
-	return f;
-}
-
-static const char *text_of(struct json_object *o, const char *name)
-{
-	struct json_object *f = member(o, name);
-	return f ? json_object_get_string(f) : "";
-}
-
-static uint64_t number_of(struct json_object *o, const char *name)
-{
-	struct json_object *f = member(o, name);
-	return f ? json_object_get_uint64(f) : 0;
 }
 
 static void print_json(struct json_object *o)
@@ -71,37 +52,38 @@ static void print_group(struct json_object *group, const char *title)
 
 static void print_volume(struct json_object *v)
 {
-	printf("Volume:   %s (id %s), %" PRIu64 " shard%s, objects: %s %s\n", text_of(v, "name"),
-	       text_of(v, "id"), number_of(v, "shards"), number_of(v, "shards") == 1 ? "" : "s",
-	       text_of(v, "storage"), text_of(v, "bucket"));
+	printf("Volume:   %s (id %s), %" PRIu64 " shard%s, objects: %s %s\n", json_text(v, "name"),
+	       json_text(v, "id"), json_number(v, "shards"),
+	       json_number(v, "shards") == 1 ? "" : "s", json_text(v, "storage"),
+	       json_text(v, "bucket"));
 }
 
 static void print_mount(struct json_object *o)
 {
-	struct json_object *cache = member(o, "cache"), *counters = member(o, "counters");
+	struct json_object *cache = json_member(o, "cache"), *counters = json_member(o, "counters");
 	char used[32], total[32];
 
 	printf("Mount:    %s on %s (siltfs %s, pid %s, up %s s, session %s)\n",
-	       text_of(o, "source"), text_of(o, "mountpoint"), text_of(o, "version"),
-	       text_of(o, "pid"), text_of(o, "uptime_seconds"), text_of(o, "session"));
-	print_volume(member(o, "volume"));
-	printf("Store:    %s\n", text_of(o, "store"));
-	if (number_of(cache, "total_bytes"))
+	       json_text(o, "source"), json_text(o, "mountpoint"), json_text(o, "version"),
+	       json_text(o, "pid"), json_text(o, "uptime_seconds"), json_text(o, "session"));
+	print_volume(json_member(o, "volume"));
+	printf("Store:    %s\n", json_text(o, "store"));
+	if (json_number(cache, "total_bytes"))
 		printf("Cache:    %s of %s used\n",
-		       cli_bytes((double)number_of(cache, "used_bytes"), used),
-		       cli_bytes((double)number_of(cache, "total_bytes"), total));
+		       cli_bytes((double)json_number(cache, "used_bytes"), used),
+		       cli_bytes((double)json_number(cache, "total_bytes"), total));
 	else
 		printf("Cache:    none\n");
 	puts("Counters");
 	for (int i = 0; i < SILT_METRIC_COUNT; i++) {
 		const struct silt_metric_info *m = &silt_metric_table[i];
-		printf("  %-24s %-12s %s: %s\n", m->name, text_of(counters, m->name), m->unit,
+		printf("  %-24s %-12s %s: %s\n", m->name, json_text(counters, m->name), m->unit,
 		       m->help);
 	}
-	print_group(member(o, "fuse"), "FUSE requests");
-	print_group(member(o, "redis"), "Redis calls");
-	if (member(o, "sessions"))
-		print_sessions(member(o, "sessions"));
+	print_group(json_member(o, "fuse"), "FUSE requests");
+	print_group(json_member(o, "redis"), "Redis calls");
+	if (json_member(o, "sessions"))
+		print_sessions(json_member(o, "sessions"));
 }
 
 static int on_line(void *arg, struct json_object *line)
@@ -186,11 +168,11 @@ static int status_of_volume(const char *address, bool json)
 	} else if (json) {
 		print_json(o);
 	} else {
-		printf("Metadata: %s\n", text_of(o, "source"));
-		print_volume(member(o, "volume"));
-		printf("Usage:    %s inodes, %s\n", text_of(o, "inodes"),
-		       cli_bytes((double)number_of(o, "bytes"), bytes));
-		print_sessions(member(o, "sessions"));
+		printf("Metadata: %s\n", json_text(o, "source"));
+		print_volume(json_member(o, "volume"));
+		printf("Usage:    %s inodes, %s\n", json_text(o, "inodes"),
+		       cli_bytes((double)json_number(o, "bytes"), bytes));
+		print_sessions(json_member(o, "sessions"));
 	}
 	json_object_put(o);
 	return rc < 0 ? CLI_FAILED : CLI_OK;

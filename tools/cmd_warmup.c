@@ -5,7 +5,6 @@
  * command hangs up, which ends the work in the daemon; what was fetched stays. */
 #include <errno.h>
 #include <getopt.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include "meta/cleanup.h"
 #include "tools/cli.h"
 #include "tools/control_client.h"
+#include "tools/json_fields.h"
 #include "tools/progress.h"
 
 static const char help[] =
@@ -97,32 +97,19 @@ static int by_socket(const void *a, const void *b)
 
 /* --- Replies ---------------------------------------------------------------------------- */
 
-static struct json_object *member(struct json_object *o, const char *name)
-{
-	struct json_object *f = NULL;
-	json_object_object_get_ex(o, name, &f);
-	return f;
-}
-
-static uint64_t number_of(struct json_object *o, const char *name)
-{
-	struct json_object *f = member(o, name);
-	return f ? json_object_get_uint64(f) : 0;
-}
-
 static struct warmup_figures figures_of(struct json_object *o)
 {
 	return (struct warmup_figures){
-		.files = number_of(o, "files"),
-		.bytes = number_of(o, "bytes"),
-		.packs = number_of(o, "packs"),
-		.packs_done = number_of(o, "packs_done"),
-		.packs_cached = number_of(o, "packs_cached"),
-		.fetched_packs = number_of(o, "fetched_packs"),
-		.fetched_bytes = number_of(o, "fetched_bytes"),
-		.missing_files = number_of(o, "missing_files"),
-		.seconds = member(o, "seconds") ? json_object_get_double(member(o, "seconds")) : 0,
-		.resolved = member(o, "resolved") && json_object_get_boolean(member(o, "resolved")),
+		.files = json_number(o, "files"),
+		.bytes = json_number(o, "bytes"),
+		.packs = json_number(o, "packs"),
+		.packs_done = json_number(o, "packs_done"),
+		.packs_cached = json_number(o, "packs_cached"),
+		.fetched_packs = json_number(o, "fetched_packs"),
+		.fetched_bytes = json_number(o, "fetched_bytes"),
+		.missing_files = json_number(o, "missing_files"),
+		.seconds = json_object_get_double(json_member(o, "seconds")),
+		.resolved = json_object_get_boolean(json_member(o, "resolved")),
 	};
 }
 
@@ -132,9 +119,8 @@ static void print_missing(struct warmup_command *c, struct json_object *list, ui
 	size_t n = json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 	for (size_t i = 0; i < n; i++) {
 		struct json_object *m = json_object_array_get_idx(list, i);
-		const struct root *r = c->first + number_of(m, "root");
-		const char *below =
-		        member(m, "path") ? json_object_get_string(member(m, "path")) : "";
+		const struct root *r = c->first + json_number(m, "root");
+		const char *below = json_text(m, "path");
 		fprintf(stderr, "missing: %s%s%s\n", r->path,
 		        below[0] && below[0] != ':' && r->path[strlen(r->path) - 1] != '/' ? "/"
 		                                                                           : "",
@@ -168,7 +154,8 @@ static void print_summary(struct warmup_command *c, const struct warmup_figures 
 static int on_line(void *arg, struct json_object *line)
 {
 	struct warmup_command *c = arg;
-	struct json_object *p = member(line, "progress"), *result = member(line, "result");
+	struct json_object *p = json_member(line, "progress"),
+	                   *result = json_member(line, "result");
 
 	if (c->json)
 		puts(json_object_to_json_string_ext(line, JSON_C_TO_STRING_PLAIN |
@@ -182,10 +169,11 @@ static int on_line(void *arg, struct json_object *line)
 	if (!result)
 		return 0;
 	struct warmup_figures f = figures_of(result);
-	c->status = member(line, "status") ? json_object_get_int(member(line, "status")) : -EIO;
+	c->status = json_member(line, "status") ? json_object_get_int(json_member(line, "status"))
+	                                        : -EIO;
 	progress_end(&c->progress);
 	if (!c->json && c->status >= 0) {
-		print_missing(c, member(line, "missing"), f.missing_files);
+		print_missing(c, json_member(line, "missing"), f.missing_files);
 		if (!c->quiet)
 			print_summary(c, &f);
 	}

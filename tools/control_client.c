@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 
 #include "fs/fs.h"
 #include "meta/cleanup.h"
+#include "tools/json_fields.h"
 
 /* A short extended attribute as text; its length or a negative errno. */
 static ssize_t get_text(const char *path, const char *name, char *out, size_t size)
@@ -88,11 +88,9 @@ static int send_request(int fd, struct json_object *request)
 /* The last line: its error as ours. */
 static int end_of(struct json_object *line, struct silt_err *err)
 {
-	struct json_object *f;
-	const char *text =
-	        json_object_object_get_ex(line, "error", &f) ? json_object_get_string(f) : "";
-	int code = json_object_object_get_ex(line, "status", &f) ? json_object_get_int(f) : 0;
-	if (!text || !*text)
+	const char *text = json_text(line, "error");
+	int code = json_object_get_int(json_member(line, "status"));
+	if (!*text)
 		return 0;
 	return silt_fail(err, code < 0 ? code : -EIO, "%s", text);
 }
@@ -109,7 +107,6 @@ int control_request(const char *socket, struct json_object *request, control_lin
 	SILT_FCLOSE FILE *in = fdopen(fd, "r");
 	SILT_FREE char *text = NULL;
 	size_t cap = 0;
-	struct json_object *f;
 
 	if (!in) {
 		close(fd);
@@ -119,8 +116,7 @@ int control_request(const char *socket, struct json_object *request, control_lin
 		struct json_object *line = json_tokener_parse(text);
 		if (!line)
 			return silt_fail(err, -EPROTO, "the mount's daemon sent something strange");
-		bool last =
-		        json_object_object_get_ex(line, "done", &f) && json_object_get_boolean(f);
+		bool last = json_object_get_boolean(json_member(line, "done"));
 		rc = each(arg, line);
 		if (last && rc == 0) {
 			rc = end_of(line, err);

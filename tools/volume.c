@@ -3,12 +3,12 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "meta/cleanup.h"
+#include "tools/json_fields.h"
 
 /* --- The store -------------------------------------------------------------------------- */
 
@@ -67,14 +67,10 @@ int volume_read_marker(struct store *s, struct volume_marker *out, struct silt_e
 	if (n < 0)
 		return (int)n;
 	text[n] = '\0';
-	struct json_object *o = json_tokener_parse(text), *f;
-	const char *id = NULL;
-	if (json_object_object_get_ex(o, "name", &f) && json_object_get_string(f))
-		snprintf(m.name, sizeof(m.name), "%s", json_object_get_string(f));
-	if (json_object_object_get_ex(o, "format", &f))
-		m.format = (unsigned)json_object_get_int(f);
-	if (json_object_object_get_ex(o, "id", &f) && (id = json_object_get_string(f)))
-		m.id = strtoull(id, NULL, 16);
+	struct json_object *o = json_tokener_parse(text);
+	snprintf(m.name, sizeof(m.name), "%s", json_text(o, "name"));
+	m.format = (unsigned)json_number(o, "format");
+	m.id = strtoull(json_text(o, "id"), NULL, 16);
 	json_object_put(o);
 	if (!m.name[0] || !m.id)
 		return silt_fail(err, -EBADMSG, "%s at %s is damaged", VOLUME_MARKER,
