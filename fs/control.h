@@ -9,7 +9,7 @@
  *					"missing":[{"root":I,"path":"..."},...],"status":0|1|-errno};
  *					hanging up cancels it
  *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache; replies as warmup
- *	{"cmd":"slots"}			one line a used slot
+ *	{"cmd":"slots"}			one line a used slot; the last line has "slot_bytes"
  *	{"cmd":"info","inodes":[N,...]}	one line an inode: size, version, "extents" with their packs and
  *					whether these are cached; maps of big files go on in lines with
  *					the same "inode" and more "extents"
@@ -28,6 +28,7 @@ struct control_config {
 	struct silt_log *log;
 	struct silt_metrics *metrics;
 	const char *mountpoint, *source;
+	uint32_t slot_size; /* of the SSD cache, for status and slots */
 };
 
 /* Starts the thread that serves. A stale socket of a dead mount is replaced. */

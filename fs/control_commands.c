@@ -33,6 +33,14 @@ static void add_hex(struct json_object *o, const char *name, uint64_t v)
 	add_text(o, name, text);
 }
 
+/* Bytes of a slot of the SSD cache; 0: there is none. */
+static uint64_t slot_bytes(const struct control_config *cfg)
+{
+	uint64_t total = 0, used = 0;
+	cache_space(cfg->cache, &total, &used);
+	return total ? cfg->slot_size : 0;
+}
+
 /* --- status ----------------------------------------------------------------------------- */
 
 static struct json_object *volume_json(const struct meta_volume *v)
@@ -90,6 +98,7 @@ static void cmd_status(struct client *cl, struct json_object *request)
 	cache_space(cfg->cache, &total, &used);
 	add_number(cache, "total_bytes", total);
 	add_number(cache, "used_bytes", used);
+	add_number(cache, "slot_bytes", slot_bytes(cfg));
 	json_object_object_add(o, "cache", cache);
 	json_object_object_add(o, "counters", counters_json(cfg->metrics));
 	if (cfg->metrics) {
@@ -241,8 +250,10 @@ static int collect_slot(void *arg, const struct cache_slot_info *s)
 
 static void cmd_slots(struct client *cl, struct json_object *request)
 {
+	const struct control_config *cfg = control_config_of(cl->control);
+	struct json_object *last = json_object_new_object();
 	struct slot_list l = { 0 };
-	int rc = cache_each_slot(control_config_of(cl->control)->cache, collect_slot, &l);
+	int rc = cache_each_slot(cfg->cache, collect_slot, &l);
 
 	for (size_t i = 0; i < l.n && rc == 0; i++) {
 		const struct cache_slot_info *s = &l.v[i];
@@ -257,7 +268,8 @@ static void cmd_slots(struct client *cl, struct json_object *request)
 			break;
 	}
 	free(l.v);
-	client_done(cl, NULL, rc < 0 ? strerror(-rc) : "");
+	add_number(last, "slot_bytes", slot_bytes(cfg));
+	client_done(cl, last, rc < 0 ? strerror(-rc) : "");
 }
 
 /* --- info ------------------------------------------------------------------------------- */

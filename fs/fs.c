@@ -295,7 +295,8 @@ int fs_mount(const struct fs_config *cfg, struct fs **out, struct silt_err *err)
 			                     .log = cfg->log,
 			                     .metrics = cfg->metrics,
 			                     .mountpoint = fs->mountpoint,
-			                     .source = fs->source };
+			                     .source = fs->source,
+			                     .slot_size = cache_slot_size(cfg->cache) };
 		rc = control_open(&cc, &fs->control, err);
 	}
 	if (rc) {

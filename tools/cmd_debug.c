@@ -2,12 +2,12 @@
 #include "tools/debug.h"
 
 #include <inttypes.h>
-#include <json-c/json.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "tools/cli.h"
 #include "tools/control_client.h"
+#include "tools/json_fields.h"
 
 static const char help[] =
         "Usage: siltfs debug WHAT ...\n"
@@ -16,7 +16,7 @@ static const char help[] =
         "  redis ADDRESS CMD ...   a raw Redis command\n"
         "  pack ADDRESS PACK       header, index and verification of a pack (PACK in hex)\n"
         "  pack FILE               the same of a pack in a file\n"
-        "  slots MOUNTPOINT        the used slots of a mount's SSD cache\n"
+        "  slots MOUNTPOINT        the used slots of a mount's SSD cache, and their size\n"
         "  digest PATH             xxh3 of the names, modes, sizes and bytes of a tree\n"
         "INODE is a decimal number (siltfs info shows it; 1 is the root).\n";
 
@@ -28,31 +28,32 @@ static const struct {
 	{ "pack", debug_pack },   { "slots", debug_slots },   { "digest", debug_digest },
 };
 
+struct slots {
+	uint64_t used, slot_bytes;
+};
+
 static int on_slot(void *arg, struct json_object *line)
 {
-	struct json_object *f[6] = { 0 };
-	static const char *const names[] = { "slot",     "pack",       "piece",
-		                             "pack_len", "valid_mask", "freq" };
-	uint64_t *count = arg;
+	struct slots *s = arg;
 
-	for (int i = 0; i < 6; i++)
-		if (!json_object_object_get_ex(line, names[i], &f[i]))
-			return 0; /* the last line */
-	if ((*count)++ == 0)
+	if (json_member(line, "done")) {
+		s->slot_bytes = json_number(line, "slot_bytes");
+		return 0;
+	}
+	if (s->used++ == 0)
 		printf("%8s %-16s %6s %10s %6s %s\n", "slot", "pack", "piece", "pack_len", "valid",
 		       "freq");
-	printf("%8s %-16s %6s %10s %6" PRIx64 " %s\n", json_object_get_string(f[0]),
-	       json_object_get_string(f[1]), json_object_get_string(f[2]),
-	       json_object_get_string(f[3]), json_object_get_uint64(f[4]),
-	       json_object_get_string(f[5]));
+	printf("%8s %-16s %6s %10s %6" PRIx64 " %s\n", json_text(line, "slot"),
+	       json_text(line, "pack"), json_text(line, "piece"), json_text(line, "pack_len"),
+	       json_number(line, "valid_mask"), json_text(line, "freq"));
 	return 0;
 }
 
 int debug_slots(int argc, char **argv)
 {
 	struct silt_err err = { 0 };
-	char socket[108];
-	uint64_t count = 0;
+	struct slots s = { 0 };
+	char socket[108], bytes[32];
 
 	if (argc != 2)
 		return cli_usage("debug", "debug slots takes a MOUNTPOINT");
@@ -60,9 +61,13 @@ int debug_slots(int argc, char **argv)
 		return cli_fail(CLI_USAGE, "%s", err.text);
 	struct json_object *request = json_object_new_object();
 	json_object_object_add(request, "cmd", json_object_new_string("slots"));
-	if (control_request(socket, request, on_slot, &count, &err) < 0)
+	if (control_request(socket, request, on_slot, &s, &err) < 0)
 		return cli_fail(CLI_FAILED, "%s", err.text);
-	printf("%" PRIu64 " slots used\n", count);
+	if (s.slot_bytes)
+		printf("%" PRIu64 " slots used, of %s each\n", s.used,
+		       cli_bytes((double)s.slot_bytes, bytes));
+	else
+		puts("no SSD cache");
 	return CLI_OK;
 }
 

@@ -61,7 +61,7 @@ static void print_volume(struct json_object *v)
 static void print_mount(struct json_object *o)
 {
 	struct json_object *cache = json_member(o, "cache"), *counters = json_member(o, "counters");
-	char used[32], total[32];
+	char used[32], total[32], slot[32];
 
 	printf("Mount:    %s on %s (siltfs %s, pid %s, up %s s, session %s)\n",
 	       json_text(o, "source"), json_text(o, "mountpoint"), json_text(o, "version"),
@@ -69,9 +69,10 @@ static void print_mount(struct json_object *o)
 	print_volume(json_member(o, "volume"));
 	printf("Store:    %s\n", json_text(o, "store"));
 	if (json_number(cache, "total_bytes"))
-		printf("Cache:    %s of %s used\n",
+		printf("Cache:    %s of %s used, in slots of %s\n",
 		       cli_bytes((double)json_number(cache, "used_bytes"), used),
-		       cli_bytes((double)json_number(cache, "total_bytes"), total));
+		       cli_bytes((double)json_number(cache, "total_bytes"), total),
+		       cli_bytes((double)json_number(cache, "slot_bytes"), slot));
 	else
 		printf("Cache:    none\n");
 	puts("Counters");
