@@ -79,6 +79,7 @@ void write_buffer_init(struct write_buffer *b, struct write_pool *pool, silt_ino
 static void segment_free(struct write_buffer *b, struct segment *s)
 {
 	atomic_fetch_sub(&b->pool->used, s->cap);
+	b->failed -= s->err != 0;
 	free(s->data);
 	free(s);
 }
@@ -251,7 +252,6 @@ static bool overlaps_sent(const struct write_buffer *b, const struct segment *s)
 static void send_segment(struct write_buffer *b, struct segment *s, struct segment **chain)
 {
 	s->state = SEGMENT_SENT;
-	s->err = 0;
 	s->write = (struct cache_write){
 		.ino = b->ino, .off = s->off, .data = s->data, .len = s->len, .mtime = b->mtime
 	};
@@ -291,6 +291,7 @@ void write_buffer_complete(struct write_buffer *b, struct segment *s, int err, b
 	assert(s->state == SEGMENT_SENT);
 	atomic_fetch_sub(&b->pool->sent, s->cap);
 	if (err && !drop) {
+		b->failed += !s->err;
 		s->state = SEGMENT_FAILED;
 		s->err = err;
 		return;
@@ -299,6 +300,23 @@ void write_buffer_complete(struct write_buffer *b, struct segment *s, int err, b
 	assert(at < b->sent.n && b->sent.v[at] == s);
 	list_remove(&b->sent, at);
 	segment_free(b, s);
+}
+
+uint64_t write_buffer_give_up(struct write_buffer *b)
+{
+	uint64_t bytes = 0;
+	size_t kept = 0;
+	for (size_t i = 0; i < b->sent.n; i++) {
+		struct segment *s = b->sent.v[i];
+		if (s->state != SEGMENT_FAILED) {
+			b->sent.v[kept++] = s;
+			continue;
+		}
+		bytes += s->len;
+		segment_free(b, s);
+	}
+	b->sent.n = kept;
+	return bytes;
 }
 
 static void list_truncate(struct write_buffer *b, struct segment_list *l, uint64_t size)

@@ -9,7 +9,7 @@
  * overlap each other, nor do sent ones; a dirty one may lie over sent ones and then holds the newer
  * bytes. It is not sent before these are done: commits of overlapping bytes stay in order. A
  * segment whose upload failed stays among the sent (state SEGMENT_FAILED), holds everything newer
- * back, and is sent again by write_buffer_retry(): nothing is dropped for a fault that may pass.
+ * back, and is sent again by write_buffer_retry(), until it is stored or given up.
  *
  * Not thread-safe: the owner locks (fs/node.h: the node's lock). Nothing here does I/O: what is to
  * be sent is handed out as a chain, and the owner submits it after it has let go of its lock. */
@@ -30,7 +30,7 @@ struct segment {
 	uint64_t off;
 	uint32_t len, cap;
 	enum segment_state state;
-	int err;                  /* SEGMENT_FAILED: why */
+	int err;                  /* why it failed last; stays while it is sent again */
 	uint64_t epoch;           /* of the buffer when the segment was made */
 	struct cache_write write; /* done and arg are the owner's to set */
 };
@@ -53,6 +53,7 @@ struct write_buffer {
 	void *owner;
 	silt_ino ino;
 	struct segment_list dirty, sent;
+	size_t failed;  /* of `sent`: with err set */
 	uint64_t epoch; /* new segments get it; a flush raises it: older segments are what it waits
 	                   for */
 	struct silt_time mtime; /* of the last write */
@@ -99,6 +100,10 @@ void write_buffer_complete(struct write_buffer *b, struct segment *s, int err, b
 
 /* Forgets dirty and failed bytes at and past `size`; sent ones stay. */
 void write_buffer_truncate(struct write_buffer *b, uint64_t size);
+
+/* Frees the segments that failed and are not on their way again. Returns how many bytes they held.
+ * What they held back can be sealed now. */
+uint64_t write_buffer_give_up(struct write_buffer *b);
 
 /* How a flush up to `epoch` stands: -EINPROGRESS, 0 (all stored), or the error of a failed segment
  * once nothing older is on its way. */

@@ -135,6 +135,10 @@ static void step(struct model *m)
 	uint64_t off = draw_offset(m), end = off + 1 + draw(m, 200000);
 	check(m, off, end < SPAN ? end : SPAN);
 	assert_true(write_buffer_end(&m->b) <= (m->size ? m->size : 0));
+	size_t failed = 0;
+	for (size_t i = 0; i < m->b.sent.n; i++)
+		failed += m->b.sent.v[i]->err != 0;
+	assert_int_equal(m->b.failed, failed);
 }
 
 static void random_beside_model(void **state)
@@ -199,6 +203,45 @@ static void status_by_epoch(void **state)
 	assert_int_equal(pool.used, 0);
 }
 
+/* Giving up frees what failed, not what is on its way again, and lets newer bytes go. */
+static void give_up(void **state)
+{
+	struct write_pool pool = { .budget = 1 << 20 };
+	struct write_buffer b;
+	struct segment *chain = NULL, *newer = NULL;
+	struct silt_time now = { 0 };
+	size_t taken;
+	const uint8_t *data;
+	write_buffer_init(&b, &pool, 7, NULL);
+	assert_int_equal(write_buffer_put(&b, 0, "0123456789", 10, now, &taken), 0);
+	write_buffer_seal(&b, SEAL_ALL, UINT64_MAX, &chain);
+	assert_int_equal(write_buffer_give_up(&b), 0); /* it has not failed */
+	write_buffer_complete(&b, chain, -5, false);
+	assert_int_equal(b.failed, 1);
+	assert_int_equal(write_buffer_put(&b, 4, "xy", 2, now, &taken), 0);
+	write_buffer_seal(&b, SEAL_ALL, UINT64_MAX, &newer);
+	assert_null(newer);
+	chain = NULL;
+	write_buffer_retry(&b, &chain);
+	assert_int_equal(b.failed, 1);
+	assert_int_equal(write_buffer_give_up(&b), 0);
+	write_buffer_complete(&b, chain, -28, false);
+	assert_int_equal(b.failed, 1);
+	assert_int_equal(write_buffer_give_up(&b), 10);
+	assert_int_equal(b.failed, 0);
+	assert_int_equal(write_buffer_run(&b, 0, 10, &data), 4);
+	assert_null(data);
+	assert_int_equal(write_buffer_run(&b, 4, 10, &data), 6);
+	assert_memory_equal(data, "xy", 2);
+	write_buffer_seal(&b, SEAL_ALL, UINT64_MAX, &newer);
+	assert_non_null(newer);
+	write_buffer_complete(&b, newer, 0, false);
+	assert_true(write_buffer_empty(&b));
+	write_buffer_free(&b);
+	assert_int_equal(pool.used, 0);
+	assert_int_equal(pool.sent, 0);
+}
+
 /* A window that arrives after this mount committed to it keeps the commit on top. */
 static void map_window_late(void **state)
 {
@@ -255,6 +298,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_beside_model),
 		cmocka_unit_test(status_by_epoch),
+		cmocka_unit_test(give_up),
 		cmocka_unit_test(map_window_late),
 		cmocka_unit_test(map_emptied_knows_all),
 	};
