@@ -118,6 +118,18 @@ void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_
 	silt_unlock(lock);
 }
 
+void opened_forget(struct opened_table *t, silt_ino ino)
+{
+	unsigned at = (unsigned)(mix(ino) % OPENED_SETS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	struct opened_set *s = &t->v[at];
+	silt_lock(lock);
+	for (unsigned w = 0; w < OPENED_WAYS; w++)
+		if (s->ino[w] == ino)
+			s->ino[w] = 0;
+	silt_unlock(lock);
+}
+
 int dir_table_init(struct dir_table *t)
 {
 	t->v = calloc(DIR_SLOTS, sizeof(*t->v));

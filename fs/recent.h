@@ -64,6 +64,9 @@ bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
  */
 void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to);
 
+/* The pages hold bytes that are in no version. */
+void opened_forget(struct opened_table *t, silt_ino ino);
+
 #define DIR_SLOTS 1024u
 
 struct dir_slot {

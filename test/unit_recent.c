@@ -41,6 +41,8 @@ static void opened_knows_the_version(void **state)
 	assert_true(opened_note(&t, 5, 3));
 	opened_advance(&t, 5, 2, 9); /* on top of something else */
 	assert_false(opened_note(&t, 5, 9));
+	opened_forget(&t, 5); /* pages with bytes that were lost */
+	assert_false(opened_note(&t, 5, 9));
 	/* Bounded: many others push it out, and nothing is ever claimed that was not noted. */
 	for (silt_ino ino = 1000; ino < 1000 + 20 * (silt_ino)OPENED_SETS; ino++)
 		assert_false(opened_note(&t, ino, 1));
