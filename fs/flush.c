@@ -1,13 +1,13 @@
 /* From dirty to stored: seals segments, hands them to the cache, applies their commits to the node,
  * and answers who waits. Also the budget: writes that find no space are parked here and go on when
- * uploads have made some.
+ * uploads have made some. What could not be stored: unstored.c.
  *
  *	WRITE -> buffer -> seal -> cache_write() ... done -> node.map, node.attr -> waiters, parked
  *
  * A flush waits for the segments of its epoch and older ones. When one of them fails it stays in
  * the buffer (readers still see its bytes), the flush reports the error, and the next flush tries
- * again; at unmount it is tried once more. Data is given up only when its file is gone (-ENOENT of
- * the commit: deleted by another mount). */
+ * again. Data is given up at once when its file is gone (-ENOENT of the commit: deleted by another
+ * mount). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,7 @@ bool node_note_dirty_locked(struct fs *fs, struct node *n)
 {
 	struct write_queue *q = &fs->queue;
 	bool dirty = !write_buffer_empty(&n->buffer);
+	node_note_failing_locked(fs, n);
 	silt_gauge(fs->cfg.metrics, M_DIRTY_BYTES, atomic_load(&fs->pool.used));
 	if (dirty == n->dirty)
 		return false;
@@ -116,17 +117,15 @@ static void run_waiters(struct flush_wait *w)
 	}
 }
 
-static void log_failure(struct fs *fs, const struct segment *s, int err, bool gone)
+/* The file of a segment is deleted, elsewhere unless we know of it. */
+static void note_gone_locked(struct node *n, const struct segment *s)
 {
-	const struct node *n = s->owner;
-	if (gone)
-		silt_warn(fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
-		          (unsigned long long)n->ino, s->len);
-	else
-		silt_error(fs->cfg.log,
-		           "inode %llu: %u bytes at %llu not stored: %s; kept for another try",
-		           (unsigned long long)n->ino, s->len, (unsigned long long)s->off,
-		           strerror(-err));
+	if (n->deleted)
+		return;
+	silt_warn(n->fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
+	          (unsigned long long)n->ino, s->len);
+	n->lost_err = -ESTALE;
+	atomic_fetch_add(&n->error_seq, 1);
 }
 
 /* A segment has come to its end: stored (err 0), failed, or its file is gone. */
@@ -139,13 +138,13 @@ static void segment_end(struct segment *s, int err, bool gone)
 	silt_lock(&n->lock);
 	if (!err)
 		commit_locked(fs, n, s);
-	else if (!gone || !n->deleted)
-		log_failure(fs, s, err, gone);
-	if (gone && !n->deleted) {
-		n->lost_err = -ESTALE;
-		atomic_fetch_add(&n->error_seq, 1);
-	}
+	else if (gone)
+		note_gone_locked(n, s);
 	write_buffer_complete(&n->buffer, s, err, gone);
+	if (!err)
+		node_stored_locked(fs, n);
+	else if (!gone)
+		node_failed_locked(fs, n, s);
 	seal_locked(n, &chain);
 	struct flush_wait *ready = take_ready_locked(n);
 	bool put = node_note_dirty_locked(fs, n);
@@ -154,8 +153,10 @@ static void segment_end(struct segment *s, int err, bool gone)
 	run_waiters(ready);
 	if (put)
 		node_put(fs, n);
+	if (err && !gone)
+		fs_refused(fs, n, err);
 	node_put(fs, n);
-	fs_unpark(fs, gone ? 0 : err);
+	fs_unpark(fs, 0);
 	fs_background_end(fs);
 }
 

@@ -358,6 +358,7 @@ void fs_close(struct fs *fs)
 		return;
 	if (fs->control)
 		control_close(fs->control);
+	fs_end_retries(fs);
 	if (fs->se) {
 		fuse_session_exit(fs->se); /* late answers find no device; that is no error */
 		if (fs->mounted)

@@ -159,3 +159,4 @@ int janitor_open(struct fs *fs, struct janitor **out);
 void janitor_close(struct janitor *j);
 void janitor_stop(struct janitor *j);  /* async-signal-safe */
 void janitor_ready(struct janitor *j); /* INIT was answered */
+void janitor_look(struct janitor *j);  /* fs_retry_due() has something new */

@@ -1,10 +1,12 @@
-/* The one helper thread of a mount. It answers interrupted requests, starts and ends the service:
+/* The one helper thread of a mount. It answers interrupted requests, sends bytes that could not be
+ * stored again, starts and ends the service:
  *
  * - A request whose caller got a signal is watched every TICK_MS. It is answered with EINTR when
  * its caller is being killed (SIGKILL is pending), or after a grace period that a healthy Redis or
  * object store never needs: programs that get SIGALRM, SIGCHLD or a profiler's signals don't expect
  * EINTR of stat(2) or unlink(2), but nothing may hang for good. Flushes get longer: an EINTR there
  * makes the caller wonder about its data.
+ * - fs_retry_due() says when it wants to run (unstored.c).
  * - After INIT: raises the mount's read-ahead (root only) and calls the owner's ready().
  * - fs_stop(): libfuse's loop looks at its exit flag only when it is woken; a request of our own
  * wakes it. */
@@ -57,6 +59,11 @@ void janitor_stop(struct janitor *j)
 void janitor_ready(struct janitor *j)
 {
 	atomic_store(&j->ready, true);
+	wake(j);
+}
+
+void janitor_look(struct janitor *j)
+{
 	wake(j);
 }
 
@@ -170,13 +177,15 @@ static void *janitor_run(void *arg)
 {
 	struct janitor *j = arg;
 	struct fs *fs = j->fs;
-	size_t left = 0;
+	int timeout = -1;
 	while (!atomic_load(&j->quit)) {
 		struct pollfd p = { .fd = j->wake, .events = POLLIN };
 		uint64_t n;
-		if (poll(&p, 1, left ? TICK_MS : -1) > 0 && read(j->wake, &n, sizeof(n)) < 0)
+		if (poll(&p, 1, timeout) > 0 && read(j->wake, &n, sizeof(n)) < 0)
 			continue;
-		left = tick(j);
+		timeout = fs_retry_due(fs);
+		if (tick(j) > 0 && (timeout < 0 || timeout > TICK_MS))
+			timeout = TICK_MS;
 		if (atomic_exchange(&j->ready, false)) {
 			raise_readahead(fs);
 			silt_info(fs->cfg.log, "serving %s: %s", fs->mountpoint, fs->features);

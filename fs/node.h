@@ -46,8 +46,8 @@ struct node {
 	struct fs *fs;
 	silt_ino ino;
 
-	struct silt_lock lock; /* everything below */
-	unsigned handles;
+	struct silt_lock lock;     /* everything below */
+	unsigned handles, writers; /* writers: handles that may write */
 	struct handle *first_handle;
 	struct silt_attr attr;
 	struct file_map map;
@@ -60,6 +60,13 @@ struct node {
 	struct flush_wait *waiters;
 	bool dirty; /* buffer is not empty: a reference, a writer, a place in the queue */
 	struct node *dirty_prev, *dirty_next; /* write_queue.lock */
+	bool failing;                         /* buffer.failed > 0: among write_queue.failing */
+	uint64_t failing_since;               /* silt_now_ns() */
+	/* write_queue.lock: when failed segments are sent again (0: they were, and no answer came
+	 * yet) and how long that was put off. */
+	struct node *failing_prev, *failing_next, *due_next;
+	uint64_t retry_at;
+	unsigned retry_ms;
 	bool held; /* a truncation is under way: nothing newer than held_epoch is sent */
 	uint64_t held_epoch;
 	struct request *held_waiters;
@@ -78,14 +85,19 @@ struct node_table {
 	atomic_uint open_nodes; /* with at least one handle */
 };
 
-/* Written bytes of all nodes: who is dirty, which writes wait for space. */
+/* Written bytes of all nodes: who is dirty, whose could not be stored, which writes wait for space.
+ */
 struct write_queue {
 	struct silt_lock lock;
 	struct silt_cond clean;    /* signalled when a node becomes clean */
 	struct node *first, *last; /* dirty nodes, the one not sealed for longest first */
 	atomic_size_t nodes;
+	struct node *failing;
+	bool no_retries; /* the mount ends */
 	struct request *parked, *parked_last;
 	atomic_uint nparked;
+	/* silt_now_ns() of the first refusal after the last segment that was stored; 0: none. */
+	atomic_uint_fast64_t stalled;
 };
 
 int node_table_init(struct node_table *t);
@@ -135,3 +147,24 @@ void fs_unpark(struct fs *fs, int err);
 /* At unmount: stores everything, waits. Returns 0 or the last error; logs each file that is lost.
  */
 int fs_flush_all(struct fs *fs);
+
+/* --- unstored.c --------------------------------------------------------------------------- */
+
+/* After any change of the buffer, lock held: keeps `failing` true to it. */
+void node_note_failing_locked(struct fs *fs, struct node *n);
+
+/* A segment was stored, or refused and is in the buffer again; lock held. */
+void node_stored_locked(struct fs *fs, struct node *n);
+void node_failed_locked(struct fs *fs, struct node *n, const struct segment *s);
+
+/* The last handle that may write is gone and bytes are left (written through a mapping after the
+ * last close, or a close that failed): one more try, then what fails is given up. */
+void node_flush_late(struct fs *fs, struct node *n);
+
+/* Janitor: sends what is to be tried again. Returns ms until there is more, -1: nothing. */
+int fs_retry_due(struct fs *fs);
+/* No more of these, and nothing wakes the janitor for them. */
+void fs_end_retries(struct fs *fs);
+
+/* Bytes of `n` were refused: fails the parked writes that wait in vain. No lock held. */
+void fs_refused(struct fs *fs, const struct node *n, int err);

@@ -52,6 +52,7 @@ struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int 
 	node_merge_locked(n, &copy);
 	if (n->handles++ == 0)
 		atomic_fetch_add(&fs->nodes.open_nodes, 1);
+	n->writers += writable(flags);
 	h->next = n->first_handle;
 	if (h->next)
 		h->next->prev = h;
@@ -59,34 +60,6 @@ struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int 
 	silt_unlock(&n->lock);
 	silt_count(fs->cfg.metrics, M_OPEN_FILES, 1);
 	return h;
-}
-
-struct late_flush {
-	struct flush_wait wait;
-	struct fs *fs;
-	struct node *node;
-};
-
-static void late_flushed(void *arg, int err)
-{
-	struct late_flush *late = arg;
-	node_put(late->fs, late->node);
-	free(late);
-}
-
-/* The last handle is gone and bytes are left (written through a mapping after the last close, or a
- * close that failed): one more try, with nobody to tell. */
-static void flush_late(struct fs *fs, struct node *n)
-{
-	struct late_flush *late = calloc(1, sizeof(*late));
-	if (!late)
-		return; /* unmounting tries again */
-	node_ref(fs, n);
-	late->fs = fs;
-	late->node = n;
-	late->wait.done = late_flushed;
-	late->wait.arg = late;
-	node_flush(fs, n, &late->wait);
 }
 
 void fs_handle_close(struct fs *fs, struct handle *h)
@@ -98,18 +71,18 @@ void fs_handle_close(struct fs *fs, struct handle *h)
 	*(h->prev ? &h->prev->next : &n->first_handle) = h->next;
 	if (h->next)
 		h->next->prev = h->prev;
+	if (writable(h->flags) && --n->writers == 0 && !n->deleted)
+		flush = !write_buffer_empty(&n->buffer);
 	if (--n->handles == 0) {
 		atomic_fetch_sub(&fs->nodes.open_nodes, 1);
 		if (n->deleted) {
 			write_buffer_truncate(&n->buffer, 0);
 			put = node_note_dirty_locked(fs, n);
-		} else {
-			flush = !write_buffer_empty(&n->buffer);
 		}
 	}
 	silt_unlock(&n->lock);
 	if (flush)
-		flush_late(fs, n);
+		node_flush_late(fs, n);
 	if (put)
 		node_put(fs, n);
 	node_put(fs, n);
@@ -192,9 +165,9 @@ static bool node_inode(struct request *r, struct silt_inode *inode)
 }
 
 /* An OPEN without a LOOKUP: a listing gave the name. It gave the attributes too, and the kernel
- * would end its reads at that size: it is told to ask. It does not ask before it appends: ESTALE makes
- * it open again with a LOOKUP. If there is no name to look up (/proc/self/fd), the second OPEN takes
- * what this one left. */
+ * would end its reads at that size: it is told to ask. It does not ask before it appends: ESTALE
+ * makes it open again with a LOOKUP. If there is no name to look up (/proc/self/fd), the second
+ * OPEN takes what this one left. */
 static void open_listed(struct request *r, const struct silt_inode *inode)
 {
 	fuse_lowlevel_notify_inval_inode(r->fs->se, r->ino, -1, 0);
@@ -202,7 +175,8 @@ static void open_listed(struct request *r, const struct silt_inode *inode)
 		open_with(r, inode);
 		return;
 	}
-	/* Only here: left behind for longer, it would answer a later open(2) that sends no LOOKUP. */
+	/* Only here: left behind for longer, it would answer a later open(2) that sends no LOOKUP.
+	 */
 	fresh_put(&r->fs->fresh, r->pid, inode);
 	request_end_err(r, -ESTALE);
 }

@@ -1,7 +1,7 @@
 /* WRITE. Bytes go into the node's buffer and the answer goes out at once; full segments are handed
  * to the cache on the way. Over the budget a write is parked: its bytes are copied (the kernel
  * allows one for each writing thread, 1 MiB at most) and put into the buffer when uploads have made
- * space.
+ * space; unstored.c says when it fails instead.
  *
  * Hot path: one lock (the node's), one copy, no allocation unless a segment grows; bench/ watches
  * sequential write. */
@@ -60,6 +60,7 @@ static void park(fuse_req_t req, struct handle *h, fuse_ino_t ino, const char *b
 	}
 	memcpy(r->buf, buf, size);
 	request_arm(r);
+	r->parked_ns = silt_now_ns();
 	silt_lock(&q->lock);
 	r->next = NULL;
 	*(q->parked_last ? &q->parked_last->next : &q->parked) = r;

@@ -86,6 +86,7 @@ struct request {
 	uint64_t off;
 	size_t size;
 	uint8_t *buf;
+	uint64_t parked_ns; /* silt_now_ns() */
 	unsigned tries;
 	bool noted; /* in the handle's guess about sequential reading */
 	atomic_uint pending;
