@@ -1,0 +1,170 @@
+/* The read side when bytes are missing, cut short, damaged or another's, in the store and on the
+ * SSD: healed where another copy is right, else reported, and never given to a reader. */
+#include "test/fetch_fixture.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+static void flip(const char *path, off_t off)
+{
+	uint8_t x;
+	chmod(path, 0600);
+	int fd = open(path, O_RDWR);
+	assert_int_equal(pread(fd, &x, 1, off), 1);
+	x ^= 0x10;
+	assert_int_equal(pwrite(fd, &x, 1, off), 1);
+	close(fd);
+}
+
+static void test_missing_object(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t b[SMALL];
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	struct silt_extent e = make_big(f, 20, 3, 0);
+	remove_object(f, 10);
+	remove_object(f, 20);
+	assert_int_equal(get(f, 1000, &f->small[0], 0, SMALL, b), -EIO);
+	assert_int_equal(get(f, 5, &e, 0, 100, b), -EIO);
+	assert_int_equal(get_pack(f, 10, NULL), -ENOENT);
+	/* it comes back (a store that lagged): reads work again */
+	make_small(f, 10, 0);
+	check_small(f, 0, true);
+}
+
+static void test_damaged_object(void **state)
+{
+	struct fixture *f = *state;
+	char path[PATH_LEN];
+	uint8_t b[SMALL];
+	open_cache(f, 128, 0);
+	make_small(f, 10, 0);
+	object_path(f, 10, path);
+	flip(path, f->small[3].pack_off + FRAME_HEADER + 100);
+	assert_int_equal(get(f, 1003, &f->small[3], 0, SMALL, b), -EIO);
+	assert_int_equal(metric(f, M_DAMAGED_FRAMES), 2); /* asked twice before it was believed */
+	check_small(f, 2, true);
+	check_small(f, 4, true);
+	assert_int_equal(get_pack(f, 10, NULL), -EIO);
+	assert_int_not_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+	assert_int_equal(get(f, 1003, &f->small[3], 0, SMALL, b), -EIO);
+	flip(path, f->small[3].pack_off + FRAME_HEADER + 100); /* repaired */
+	check_small(f, 3, true);
+	assert_int_equal(get_pack(f, 10, NULL), 0);
+}
+
+static void test_cut_object(void **state)
+{
+	struct fixture *f = *state;
+	char path[PATH_LEN];
+	uint8_t b[SMALL];
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	object_path(f, 10, path);
+	chmod(path, 0600);
+	assert_int_equal(truncate(path, f->small[300].pack_off + 50), 0);
+	assert_int_equal(get(f, 1300, &f->small[300], 0, SMALL, b), -EIO);
+	assert_int_equal(get(f, 1500, &f->small[500], 0, SMALL, b), -EIO);
+	check_small(f, 5, true);
+	assert_int_equal(get_pack(f, 10, NULL), -EIO);
+}
+
+static void test_wrong_owner(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t b[SMALL];
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	check_small(f, 1, true);
+	assert_int_equal(get(f, 999, &f->small[1], 0, SMALL, b), -EIO);
+	assert_int_equal(get(f, 999, &f->small[2], 0, SMALL, b), -EIO);
+	struct silt_extent e = f->small[1];
+	e.flags |= EXTENT_FOREIGN; /* a file that shares another's bytes */
+	assert_int_equal(get(f, 999, &e, 0, SMALL, b), 0);
+	e = f->small[2];
+	e.stored += 8; /* metadata that disagrees with the pack */
+	assert_int_equal(get(f, 1002, &e, 0, SMALL, b), -EIO);
+}
+
+/* Finds where on the SSD byte `off` of `pack` is. */
+struct place {
+	uint64_t pack;
+	uint32_t off, slot_size;
+	off_t at;
+};
+
+static int look_for(void *arg, uint32_t slot, const struct slot_entry *e)
+{
+	struct place *p = arg;
+	if (e->pack == p->pack && e->piece == p->off / p->slot_size)
+		p->at = (off_t)slot * p->slot_size + p->off % p->slot_size;
+	return 0;
+}
+
+static void flip_on_ssd(struct fixture *f, uint64_t pack, uint32_t off)
+{
+	struct place p = { .pack = pack, .off = off, .slot_size = f->slot_size, .at = -1 };
+	char path[PATH_LEN];
+	tier_each(f->tier, look_for, &p);
+	assert_true(p.at >= 0);
+	snprintf(path, sizeof(path), "%s/slots.000", f->ssd);
+	flip(path, p.at);
+}
+
+static void test_damaged_ssd_is_healed(void **state)
+{
+	struct fixture *f = *state;
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	uint64_t bytes = 0;
+	assert_int_equal(get_pack(f, 10, &bytes), 0);
+	assert_true(bytes > FILES * SMALL);
+	reopen(f, 16, 0);
+	flip_on_ssd(f, 10, f->small[7].pack_off + 1000);
+	uint64_t gets = metric(f, M_STORE_GETS);
+	check_small(f, 7, true);
+	assert_int_equal(metric(f, M_SSD_BAD), 1);
+	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
+	reopen(f, 16, 0);
+	check_small(f, 7, true); /* written anew */
+	assert_int_equal(metric(f, M_SSD_BAD), 1);
+	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_PARTIAL);
+	assert_int_equal(get_pack(f, 10, NULL), 0); /* read back and verified, not fetched */
+	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+}
+
+/* The index of a compressed run is damaged on the SSD. */
+static void test_damaged_index_is_healed(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_extent e = make_big(f, 20, 3, 0);
+	uint64_t bytes = 0;
+	open_cache(f, 16, 0);
+	assert_int_equal(get_pack(f, 20, &bytes), 0);
+	reopen(f, 16, 0);
+	flip_on_ssd(f, 20, (uint32_t)bytes - 60);
+	uint64_t gets = metric(f, M_STORE_GETS);
+	for (unsigned i = 0; i < 2; i++) { /* then it is written anew */
+		check(f, 5, &e, MIB, 5000, false);
+		assert_int_equal(metric(f, M_SSD_BAD), 1);
+		assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
+		reopen(f, 16, 0);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		CASE(test_missing_object),
+		CASE(test_damaged_object),
+		CASE(test_cut_object),
+		CASE(test_wrong_owner),
+		CASE(test_damaged_ssd_is_healed),
+		CASE(test_damaged_index_is_healed),
+	};
+	return RUN_WITH_SLOT_SIZES(tests);
+}
