@@ -1,14 +1,21 @@
 #include "tools/mount_paths.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
 
 #include "meta/cleanup.h"
+
+#define SOCKET_IS_NEW_S 60
 
 int make_folders(const char *path, unsigned mode)
 {
@@ -112,10 +119,42 @@ static int private_folder(const char *path, struct silt_err *err)
 	return 0;
 }
 
+/* Removes the socket of a daemon that was killed. One that is younger may just not listen yet. */
+static void remove_if_dead(const char *path)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	struct stat st;
+
+	if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode) ||
+	    time(NULL) - st.st_mtime < SOCKET_IS_NEW_S || strlen(path) >= sizeof(sa.sun_path))
+		return;
+	strcpy(sa.sun_path, path);
+	SILT_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 && errno == ECONNREFUSED)
+		unlink(path);
+}
+
+static void remove_dead_sockets(const char *dir)
+{
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	char path[PATH_MAX];
+
+	while (d && (e = readdir(d))) {
+		const char *end = strrchr(e->d_name, '.');
+		if (end && strcmp(end, ".sock") == 0 &&
+		    snprintf(path, sizeof(path), "%s/%s", dir, e->d_name) < (int)sizeof(path))
+			remove_if_dead(path);
+	}
+	if (d)
+		closedir(d);
+}
+
 int control_socket_path(char *out, size_t size, struct silt_err *err)
 {
 	const char *own = getenv("SILTFS_RUN_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
 	char dir[PATH_MAX];
+	unsigned unique;
 	int rc;
 
 	if (own && own[0] == '/')
@@ -128,7 +167,11 @@ int control_socket_path(char *out, size_t size, struct silt_err *err)
 		snprintf(dir, sizeof(dir), "/tmp/siltfs-%u", (unsigned)geteuid());
 	if ((rc = private_folder(dir, err)) < 0)
 		return rc;
-	if (snprintf(out, size, "%s/%d.sock", dir, (int)getpid()) >= (int)size)
+	remove_dead_sockets(dir);
+	/* Containers that share the folder may have the same pids. */
+	if (getrandom(&unique, sizeof(unique), 0) != sizeof(unique))
+		return silt_fail(err, -errno, "no random numbers: %s", strerror(errno));
+	if (snprintf(out, size, "%s/%d-%08x.sock", dir, (int)getpid(), unique) >= (int)size)
 		return silt_fail(err, -ENAMETOOLONG,
 		                 "%s is too long for a socket; set SILTFS_RUN_DIR "
 		                 "to a shorter path",
