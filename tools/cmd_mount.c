@@ -6,23 +6,25 @@
  *	read the pipe  <-----------	one byte 'R' when the kernel was answered, or the reason
  *	exit 0 or 1			serve, flush, close in order
  *
+ * A signal that ends the parent before that ends the daemon too (background.h).
+ *
  * Everything that has threads is opened after the fork. The status of a daemon's end has no parent
- *to go to: when data could not be stored it is left in CONTROL_SOCKET.failed, where `siltfs
- *umount`, which waits for the end, finds it. */
+ * to go to: when data could not be stored it is left in CONTROL_SOCKET.failed, where `siltfs
+ * umount`, which waits for the end, finds it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <malloc.h>
 #include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "fs/fs.h"
 #include "meta/cleanup.h"
+#include "tools/background.h"
 #include "tools/cli.h"
 #include "tools/mount_paths.h"
 #include "tools/options.h"
@@ -51,17 +53,18 @@ struct mount {
 
 /* --- Signals ---------------------------------------------------------------------------- */
 
-/* A signal handler gets no context, so this one is shared by the process. */
+/* A signal handler gets no context, so these are shared by the process. */
 static struct fs *_Atomic signalled_fs;
-static atomic_bool stop_early;
+static atomic_bool stop_early; /* a signal came before there was a mount */
+static atomic_bool mounting;   /* from here on a mount may be left behind */
 
 static void on_signal(int sig)
 {
 	struct fs *fs = atomic_load(&signalled_fs);
 	if (fs)
 		fs_stop(fs);
-	else
-		atomic_store(&stop_early, true);
+	else if (atomic_exchange(&stop_early, true) && !atomic_load(&mounting))
+		_exit(128 + sig); /* the second: Redis or the store don't answer */
 }
 
 static void catch_signals(void)
@@ -73,6 +76,14 @@ static void catch_signals(void)
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGHUP, &sa, NULL);
 	sigaction(SIGPIPE, &ignore, NULL);
+}
+
+/* Between the steps of opening. */
+static int check_stopped(struct silt_err *err)
+{
+	return atomic_load(&stop_early)
+	               ? silt_fail(err, -EINTR, "ended by a signal before it was mounted")
+	               : 0;
 }
 
 /* --- Telling the parent ----------------------------------------------------------------- */
@@ -230,9 +241,9 @@ static int open_fs(struct mount *m, struct silt_err *err)
 		.ready_arg = m,
 	};
 	int rc = control_socket_path(m->control, sizeof(m->control), err);
-	if (rc < 0)
+	atomic_store(&mounting, true);
+	if (rc < 0 || (rc = check_stopped(err)) < 0)
 		return rc;
-	catch_signals();
 	if ((rc = fs_mount(&fc, &m->fs, err)) < 0)
 		return rc;
 	atomic_store(&signalled_fs, m->fs);
@@ -253,22 +264,34 @@ static void leave_word(struct mount *m)
 	                         : "the daemon's stderr");
 }
 
+static int open_parts(struct mount *m, struct silt_err *err)
+{
+	int rc = open_log(m, err);
+
+	if (rc == 0)
+		rc = open_volume(m, err);
+	if (rc == 0)
+		rc = check_stopped(err);
+	if (rc == 0)
+		rc = open_cache(m, err);
+	if (rc == 0)
+		rc = open_fs(m, err);
+	/* What failed because a signal interrupted it would be told as something else. */
+	return rc < 0 && check_stopped(err) < 0 ? -EINTR : rc;
+}
+
 static int serve(struct mount *m)
 {
 	struct silt_err err = { 0 };
-	int rc = open_log(m, &err);
+	int rc = open_parts(m, &err);
 
-	if (rc == 0)
-		rc = open_volume(m, &err);
-	if (rc == 0)
-		rc = open_cache(m, &err);
-	if (rc == 0)
-		rc = open_fs(m, &err);
 	if (rc < 0) {
-		if (m->options.log || !m->foreground)
-			silt_error(m->log, "mount failed: %s",
-			           err.text[0] ? err.text : strerror(-rc));
-		report(m, err.text[0] ? err.text : strerror(-rc));
+		const char *why = err.text[0] ? err.text : strerror(-rc);
+		if (rc == -EINTR)
+			silt_info(m->log, "%s", why);
+		else if (m->options.log || !m->foreground)
+			silt_error(m->log, "mount failed: %s", why);
+		report(m, why);
 	} else {
 		rc = fs_serve(m->fs);
 		if (rc < 0 && m->reported)
@@ -290,57 +313,14 @@ static int serve(struct mount *m)
 	return rc < 0 ? CLI_FAILED : CLI_OK;
 }
 
-/* --- The parent ------------------------------------------------------------------------- */
-
-static int wait_for_daemon(int fd, pid_t pid)
+/* In the background: `signals` may come when they are caught. */
+static int be_daemon(void *arg, int report_fd, const sigset_t *signals)
 {
-	char text[1024];
-	size_t n = 0;
-	int status = 0;
-
-	while (n < sizeof(text) - 1) {
-		ssize_t got = read(fd, text + n, sizeof(text) - 1 - n);
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got <= 0)
-			break;
-		n += (size_t)got;
-	}
-	text[n] = '\0';
-	if (strcmp(text, "R") == 0)
-		return CLI_OK;
-	if (n)
-		return cli_fail(CLI_FAILED, "%s", text);
-	waitpid(pid, &status, 0);
-	if (WIFSIGNALED(status))
-		return cli_fail(CLI_FAILED,
-		                "the daemon died of signal %d before it served; see its "
-		                "log",
-		                WTERMSIG(status));
-	return cli_fail(CLI_FAILED, "the daemon ended before it served; see its log");
-}
-
-static int start_daemon(struct mount *m)
-{
-	int fds[2];
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		return cli_fail(CLI_FAILED, "can't make a pipe: %s", strerror(errno));
-	fflush(NULL);
-	pid_t pid = fork();
-	if (pid < 0)
-		return cli_fail(CLI_FAILED, "can't fork: %s", strerror(errno));
-	if (pid > 0) {
-		close(fds[1]);
-		int rc = wait_for_daemon(fds[0], pid);
-		close(fds[0]);
-		return rc;
-	}
-	close(fds[0]);
-	m->report_fd = fds[1];
-	setsid();
-	if (chdir("/") < 0)
-		silt_debugf(NULL, "mount", "chdir: %s", strerror(errno));
-	exit(serve(m));
+	struct mount *m = arg;
+	m->report_fd = report_fd;
+	catch_signals();
+	sigprocmask(SIG_SETMASK, signals, NULL);
+	return serve(m);
 }
 
 /* --- Arguments -------------------------------------------------------------------------- */
@@ -350,7 +330,8 @@ static void help(void)
 	fputs("Usage: siltfs mount ADDRESS MOUNTPOINT [-f] [-o OPTION[,OPTION...]]\n"
 	      "Mount the volume whose metadata is at ADDRESS (see siltfs format --help). Returns 0 "
 	      "when\n"
-	      "the mount serves requests; otherwise says why not.\n"
+	      "the mount serves requests; otherwise says why not. Interrupted before, it mounts "
+	      "nothing.\n"
 	      "\n"
 	      "  -f, --foreground   stay in the foreground; log to stderr\n"
 	      "  -o OPTIONS         comma-separated:\n"
@@ -392,7 +373,10 @@ static int run(struct mount *m, char **names, int count)
 		return cli_fail(CLI_FAILED, "%s", err.text);
 	if (options_fuse(&m->options, geteuid() == 0, m->fuse, sizeof(m->fuse)) < 0)
 		return cli_fail(CLI_USAGE, "too many mount options");
-	return m->foreground ? serve(m) : start_daemon(m);
+	if (!m->foreground)
+		return background_start(be_daemon, m);
+	catch_signals();
+	return serve(m);
 }
 
 int cmd_mount(int argc, char **argv)
@@ -406,8 +390,8 @@ int cmd_mount(int argc, char **argv)
 	struct silt_err err = { 0 };
 	int opt, rc;
 
-	/* Buffers of a megabyte come and go with every large read and write: fresh pages for each cost
-	 * more than the copy into them. */
+	/* Buffers of a megabyte come and go with every large read and write: fresh pages for each
+	 * cost more than the copy into them. */
 	mallopt(M_MMAP_THRESHOLD, 8 << 20);
 	mallopt(M_TRIM_THRESHOLD, 64 << 20);
 	if (!m)

@@ -469,6 +469,79 @@ def in_the_background(t):
     t.siltfs("umount", mp)
 
 
+def start_mount(t, v, mp, *options, wrap=(), run_dir=None):
+    """siltfs mount as our child, before anything is known of it."""
+    options = ("cache-dir=none", f"log={t.out}/start.log", *options)
+    t.finally_do(lambda: subprocess.run(["umount", "-l", mp], stderr=subprocess.DEVNULL))
+    args = [*wrap, SILTFS, "mount", v.address, mp, "-o", ",".join(options)]
+    return subprocess.Popen(args + (["-f"] if wrap else []),
+                            env={**os.environ, "SILTFS_RUN_DIR": run_dir or t.folder("run")},
+                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        return [int(x) for x in f.read().split()]
+
+
+@suite.case
+def a_signal_while_mounting_ends_the_daemon_too(t):
+    """Ctrl-C (or SIGTERM) while siltfs mount waits for its daemon: both end, nothing is mounted, and who
+    started it sees that it was the signal. Whenever it comes."""
+    v = t.volume()
+    mp = t.folder("m")
+    v.redis.pause()  # the daemon hangs in the middle of opening
+    for number in (signal.SIGINT, signal.SIGTERM):
+        p = start_mount(t, v, mp)
+        silt.wait_until(lambda: children(p.pid), "the daemon", 20)
+        daemon = children(p.pid)[0]
+        p.send_signal(number)
+        err = p.communicate(timeout=30)[1]
+        equal(p.returncode, -number, "how the command ended")
+        check("nothing is mounted" in err, f"it says so: {err!r}")
+        check(not os.path.exists(f"/proc/{daemon}"), "the daemon is gone")
+    v.redis.resume()
+    local = silt.Volume(t, f"local:{t.folder('local')}", None)
+    for i in range(20):
+        volume = local if i % 4 == 0 else v
+        p = start_mount(t, volume, mp)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            p.wait(0.005 * (i + 1))
+        p.send_signal(signal.SIGINT)
+        err = p.communicate(timeout=60)[1]
+        if p.returncode == 0:
+            check(silt.mounted(mp), "0 means mounted")
+            t.siltfs("umount", mp)
+        else:
+            equal((p.returncode, silt.mounted(mp)), (-signal.SIGINT, False), f"after the signal ({err})")
+    p = try_mount(t, v.address, mp)
+    equal(p.returncode, 0, f"a mount afterwards ({p.err})")
+    t.siltfs("umount", mp)
+    check(not os.path.exists(os.path.join(local.address[6:], "redis.pid")), "the private Redis ended too")
+
+
+@suite.case
+def containers_that_share_the_run_folder(t):
+    """Two mounts that have the same pid, each in its own pid namespace, don't get in each other's way."""
+    v = t.volume()
+    run_dir = t.folder("run")
+    mps = [t.folder("m"), t.folder("m")]
+    for mp in mps:
+        wrap = ["unshare", "--pid", "--fork", "--kill-child"]
+        p = start_mount(t, v, mp, wrap=wrap, run_dir=run_dir)
+        t.finally_do(lambda p=p: p.communicate(timeout=20))
+    for mp in mps:
+        silt.wait_mounted(mp, True, 20)
+    with open(os.path.join(mps[0], "f"), "w") as f:
+        f.write("x")
+    seen = [json.loads(t.siltfs("status", "--json", mp).out) for mp in mps]
+    equal([s["mountpoint"] for s in seen], [os.path.realpath(mp) for mp in mps], "who answered")
+    equal(len({s["pid"] for s in seen}), 1, "pids")
+    for mp in mps:
+        t.siltfs("umount", mp)
+    silt.wait_until(lambda: not os.listdir(run_dir), "the sockets to go", 20)
+
+
 @suite.case
 def by_mount_8_and_fstab(t):
     """`mount -t siltfs` through the helper, as fstab uses it."""
