@@ -1,6 +1,6 @@
 /* Private to meta/: the open volume, how a function is called, and one operation under way.
  *
- * Files: engine.c open, session, heartbeat; volume.c settings and server checks; call.c requests and
+ * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c requests and
  * replies; names.c operations on names; ops.c on inodes and the volume; readdir.c; commit.c; sequence.c
  * inode numbers; tx.c operations across shards; wait.c the synchronous face. */
 #pragma once

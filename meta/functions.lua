@@ -6,6 +6,7 @@
 -- Keys. T is the shard's hash tag "{<shard>}", so that all keys of a shard lie in one cluster slot.
 --
 --   {0}v             string  settings of the volume, JSON
+--   {0}f             string  id of the volume that a format is about to make; gone when it is made
 --   {0}S  {0}H       hash    session id -> JSON; sorted set: session id by expiry (ms)
 --   Tc               hash    counters: n last inode sequence, i inodes, b bytes, p last pack (shard 0),
 --                            s last session (shard 0)

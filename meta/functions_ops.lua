@@ -423,6 +423,14 @@ local function alloc(K, A)
   return { 0, fmt('%.0f', call('HINCRBY', K[1] .. 'c', A[1], n) - n + 1) }
 end
 
+-- id (hex): notes it for the volume that is about to be made. Reply: 0, the id; that of an earlier note.
+local function format_note(K, A)
+  local T = K[1]
+  if call('EXISTS', T .. 'v') == 1 then return EEXIST end
+  call('SETNX', T .. 'f', A[1])
+  return { 0, call('GET', T .. 'f') }
+end
+
 -- uid, gid, mode, now, settings: the root directory and the settings, unless there is a volume
 local function format(K, A)
   local T = K[1]
@@ -433,5 +441,6 @@ local function format(K, A)
   put(T, 1, r)
   call('HSET', T .. 'c', 'n', 1, 'i', 1, 'b', 0)
   call('SET', T .. 'v', A[5])
+  call('DEL', T .. 'f')
   return { 0 }
 end

@@ -341,7 +341,7 @@ register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', re
   'x_intents', x_intents })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
-  'x_make_dir', x_make_dir, 'x_link', x_link,
+  'format_note', format_note, 'x_make_dir', x_make_dir, 'x_link', x_link,
   'x_add_entry', x_add_entry })
 
 -- A full Redis must not stop what makes room, ends something half-done, or keeps a session alive.

@@ -72,6 +72,12 @@ struct meta_server_info {
 int meta_format(const struct meta_address *a, const struct meta_volume *v, uint32_t uid, uint32_t gid,
 		struct silt_log *log, struct meta_server_info *info, struct silt_err *err);
 
+/* The first step of a format: checks the server and notes the id that the volume will have there, before
+ * anything outside of Redis is marked with it. When a format has not got beyond this, *id becomes the
+ * id it noted: what bears that id is of this format too. meta_format() takes the note away.
+ * -EEXIST: there is a volume. */
+int meta_format_note(const struct meta_address *a, uint64_t *id, struct silt_err *err);
+
 /* Connects, checks server and volume, registers a session, starts the reader and heartbeat threads.
  * -ENOENT no volume there, -EACCES password, -ECONNREFUSED..., -EPROTO Redis too old, -ENOTSUP volume
  * of a newer format. */

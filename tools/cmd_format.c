@@ -1,9 +1,12 @@
 /* siltfs format: makes a volume.
  *
- * Order: the store is checked by writing, reading and deleting an object, the marker is put with a
- * condition (the one step that settles who owns NAME in the bucket), and last the metadata is
- * created, in one server-side call. Whatever fails takes the marker away again, so that a failed
- * format can be repeated. Credentials are used and never stored. */
+ * Order: the store is checked by writing, reading and deleting an object, the volume's id is noted
+ * in Redis, the marker with that id is put with a condition (the one step that settles who owns
+ * NAME in the bucket), and last the metadata is created, in one server-side call.
+ *
+ * Whatever fails takes the marker away again, unless Redis can't be asked whether there is a volume
+ * now. A format that was killed leaves the note and perhaps the marker: the next one finds its id
+ * in Redis, and goes on with a marker that has it. Credentials are used and never stored. */
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -25,7 +28,8 @@ static const char help[] =
         "  redis://[user[:password]@]host[:port][/db]\n"
         "  redis+socket:///path[?db=N]\n"
         "  local:DIR             a private Redis in DIR, started when needed\n"
-        "Refuses where there is a volume already, in Redis or in the bucket.\n"
+        "Refuses where there is a volume already, in Redis or in the bucket. One that was\n"
+        "interrupted is finished by the same command.\n"
         "\n"
         "Options:\n"
         "  --storage file|s3|s3v2   kind of object store: a directory, S3 with signature V4\n"
@@ -54,7 +58,8 @@ struct format {
 	bool create_bucket;
 	struct meta_address address;
 	struct store *store;
-	bool marked, made_dir;
+	bool marked; /* the marker is there, with the volume's id */
+	bool made_dir;
 	char dir[4096]; /* of the objects of a file store */
 };
 
@@ -172,27 +177,40 @@ static int prepare_store(struct format *f, struct silt_err *err)
 	return 0;
 }
 
+static int on_pack(void *arg, const char *key, const struct store_object *info)
+{
+	return 1;
+}
+
+/* There is a marker. One that has the noted id is of a format that was interrupted; with packs
+ * beside it, Redis has lost the volume they belong to. */
+static int judge_marker(struct format *f, struct silt_err *err)
+{
+	struct volume_marker old = { .id = 0 };
+	char id[32] = "";
+
+	if (volume_read_marker(f->store, &old, NULL) == 0)
+		snprintf(id, sizeof(id), " (id %016" PRIx64 ")", old.id);
+	if (old.id == f->volume.id && store_list(f->store, "packs/", "", on_pack, NULL, err) == 0) {
+		puts("Going on with a format that was interrupted");
+		return 0;
+	}
+	return silt_fail(err, -EEXIST,
+	                 "%s already holds a volume named %s%s; choose another name or bucket, or "
+	                 "delete all that is there if nobody needs that volume",
+	                 store_where(f->store), f->name, id);
+}
+
 static int put_marker(struct format *f, struct silt_err *err)
 {
-	struct volume_marker m = { .id = f->volume.id, .format = META_FORMAT_VERSION }, old;
+	struct volume_marker m = { .id = f->volume.id, .format = META_FORMAT_VERSION };
 	snprintf(m.name, sizeof(m.name), "%s", f->name);
 	int rc = volume_write_marker(f->store, &m, err);
 
-	if (rc == 0) {
-		f->marked = true;
-		return 0;
-	}
-	if (rc != -EEXIST)
-		return rc;
-	if (volume_read_marker(f->store, &old, NULL) < 0)
-		return silt_fail(err, rc,
-		                 "%s already holds a volume named %s; choose another name "
-		                 "or bucket",
-		                 store_where(f->store), f->name);
-	return silt_fail(err, rc,
-	                 "%s already holds a volume named %s (id %016" PRIx64 "); choose "
-	                 "another name or bucket",
-	                 store_where(f->store), old.name, old.id);
+	if (rc == -EEXIST)
+		rc = judge_marker(f, err);
+	f->marked = rc == 0;
+	return rc;
 }
 
 static void print_server(const struct format *f, const struct meta_server_info *s)
@@ -219,7 +237,13 @@ static int run_steps(struct format *f, const char *address, struct silt_err *err
 	struct meta_server_info info = { 0 };
 	int rc = meta_address_parse(address, &f->address, err);
 
-	if (rc < 0 || (rc = prepare_store(f, err)) < 0 || (rc = put_marker(f, err)) < 0)
+	if (rc == 0)
+		rc = prepare_store(f, err);
+	if (rc == 0)
+		rc = meta_format_note(&f->address, &f->volume.id, err);
+	if (rc == 0)
+		rc = put_marker(f, err);
+	if (rc < 0)
 		return rc;
 	rc = meta_format(&f->address, &f->volume, getuid(), getgid(), NULL, &info, err);
 	if (rc < 0)
@@ -233,10 +257,24 @@ static int run_steps(struct format *f, const char *address, struct silt_err *err
 	return 0;
 }
 
-static void undo(struct format *f)
+/* Whether there is no volume, for certain. One that another format has just made, or that was made
+ * though the answer got lost, has this marker. */
+static bool no_volume_at(const char *address)
+{
+	struct volume_config cfg = { .address = address };
+	struct silt_err err;
+	struct volume *v;
+	int rc = volume_open(&cfg, &v, &err);
+
+	if (rc == 0)
+		volume_close(v);
+	return rc == -ENOENT;
+}
+
+static void undo(struct format *f, const char *address)
 {
 	struct silt_err err;
-	if (f->marked && store_delete(f->store, VOLUME_MARKER, &err) < 0)
+	if (f->marked && no_volume_at(address) && store_delete(f->store, VOLUME_MARKER, &err) < 0)
 		cli_fail(0, "%s at %s could not be removed: %s", VOLUME_MARKER,
 		         store_where(f->store), err.text);
 	/* What the check left in a directory that we made; rmdir() keeps what is in use. */
@@ -266,7 +304,7 @@ static int format(struct format *f, const char *address)
 	if (rc < 0) {
 		fflush(stdout);
 		cli_fail(0, "%s", err.text[0] ? err.text : strerror(-rc));
-		undo(f);
+		undo(f, address);
 	}
 	if (f->store)
 		store_close(f->store);

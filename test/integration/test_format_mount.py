@@ -119,6 +119,110 @@ def two_volumes_of_one_name_in_one_bucket(t):
     refused(p, v.name)
 
 
+class Gate:
+    """Before a Redis port: what a client sends passes until `word` is in it; then `shut` is set, and
+    nothing of that comes through. With `cut`, that connection is closed."""
+
+    def __init__(self, port, word, cut=False):
+        self.target, self.word, self.cut = port, word, cut
+        self.shut = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                for pair, word in ((client, server), self.word), ((server, client), None):
+                    threading.Thread(target=self.pass_on, args=(*pair, word), daemon=True).start()
+
+    def pass_on(self, source, sink, word):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if word and word in data:
+                    self.shut.set()
+                    if self.cut:
+                        break
+                    continue
+                sink.sendall(data)
+        for s in (source, sink):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.listener.close()
+
+
+CREATE = b"\r\nsilt1_format\r\n"  # the call that makes the volume: the last step of a format
+MARKER = "siltfs-volume.json"
+
+
+def bucket_of(t, storage):
+    if storage == "file":
+        return DirBucket(t.folder("o")), {}
+    return t.rgw().bucket(), t.rgw().environment()
+
+
+@suite.cases_for(storage=["file", "s3"])
+def a_format_that_was_killed_can_be_repeated(t, storage):
+    """kill -9 after the marker is in the bucket and before there is metadata: the same command finishes
+    it; another volume is told what to do, and is not mixed up with it."""
+    r = t.redis()
+    bucket, env = bucket_of(t, storage)
+    gate = Gate(r.port, CREATE)
+    t.servers.append(gate)
+    p = subprocess.Popen([SILTFS, "format", "--storage", storage, "--bucket", bucket.url,
+                          f"redis://127.0.0.1:{gate.port}", "vol"], stdout=subprocess.DEVNULL,
+                         env={**os.environ, **env})
+    check(gate.shut.wait(60), "format comes to its last step")
+    p.kill()
+    p.wait()
+    marker = json.loads(bucket.get(MARKER))
+    refused(try_mount(t, r.address(), env=env), "no siltfs volume")
+    refused(try_format(t, t.redis().address(), bucket=bucket.url, kind=storage, env=env),
+            "already holds a volume named vol", marker["id"], "delete")
+    v = silt.Volume(t, r.address(), bucket, r, env=env)
+    check("interrupted" in v.format_output, f"format says what it found: {v.format_output}")
+    equal(json.loads(bucket.get(MARKER)), marker, "the marker")
+    equal(r.cmd("EXISTS", "{0}f"), 0, "the note of a format, after it")
+    m = t.mount(v)
+    fill(m)
+    m.umount()
+    filled(t, v)
+    # Redis loses the volume, and comes back as it was in the middle of format: the files' packs stay.
+    c = r.connect()
+    c.cmd("DEL", "{0}v")
+    c.cmd("SET", "{0}f", marker["id"])
+    refused(try_format(t, r.address(), bucket=bucket.url, kind=storage, env=env), "already holds")
+    equal(json.loads(bucket.get(MARKER)), marker, "the marker")
+
+
+@suite.case
+def a_format_that_fails_leaves_nothing(t):
+    """Redis goes away in the middle of the last step: the marker is taken back, and the same command then
+    works; so it does when Redis stays away and the marker could not be taken back."""
+    for stays_away in (False, True):
+        r = t.redis()
+        bucket = DirBucket(t.folder("o"))
+        gate = Gate(r.port, CREATE, cut=not stays_away)
+        t.servers.append(gate)
+        if stays_away:
+            killer = threading.Thread(target=lambda g=gate, r=r: (g.shut.wait(60), r.kill()))
+            killer.start()
+        refused(try_format(t, f"redis://127.0.0.1:{gate.port}", bucket=bucket.url), "connection closed")
+        equal(bool(bucket.objects("siltfs")), stays_away, "whether there is a marker")
+        if stays_away:
+            killer.join()
+            r.start()
+        v = silt.Volume(t, r.address(), bucket, r)
+        m = t.mount(v)
+        fill(m)
+        m.umount()
+        filled(t, v)
+
+
 @suite.case
 def bad_arguments(t):
     r = t.redis()
