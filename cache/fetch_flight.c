@@ -87,8 +87,8 @@ bool flight_covers(const struct flight *fl, const struct frame_want *w)
 {
 	if (fl->pack != w->key.pack || fl->bad)
 		return false;
-	/* A whole pack may stand in the queue for long. Who reads in order waits for it all the same:
-	 * it is what he needs next, and he would only fetch it twice. */
+	/* A whole pack may stand in the queue for long. Who reads in order waits for it all the
+	 * same: it is what he needs next, and he would only fetch it twice. */
 	if (fl->whole && fl->state == FLIGHT_QUEUED && !fl->ahead)
 		return false;
 	return fl->off <= w->key.pack_off &&
@@ -96,8 +96,8 @@ bool flight_covers(const struct flight *fl, const struct frame_want *w)
 }
 
 /* The second GET of a pack that is larger than the first's buffer. The new length, or an error. */
-static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssize_t have, uint64_t size,
-                        struct silt_err *err)
+static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssize_t have,
+                        uint64_t size, struct silt_err *err)
 {
 	size_t room = up(size, TIER_ALIGN);
 	uint8_t *data = aligned_alloc(TIER_ALIGN, room);
@@ -107,7 +107,8 @@ static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssi
 	buffer_put(f, fl->data);
 	fl->data = data;
 	fl->room = room;
-	ssize_t n = store_get(f->store, key, (uint64_t)have, size - (uint64_t)have, data + have, NULL, err);
+	ssize_t n = store_get(f->store, key, (uint64_t)have, size - (uint64_t)have, data + have,
+	                      NULL, err);
 	return n < 0 ? n : have + n;
 }
 
@@ -281,8 +282,8 @@ static int to_tier(struct fetch *f, struct flight *fl)
 	                  0);
 }
 
-/* Whether a range's bytes should go to the SSD: not if the whole pack is about to, verified; a range,
- * of which only the wanted frames were, must not be written over that. */
+/* Whether a range's bytes should go to the SSD: not if the whole pack is about to, verified; a
+ * range, of which only the wanted frames were, must not be written over that. */
 static bool may_write(struct fetch *f, struct flight *fl)
 {
 	struct flight_bucket *b = flight_bucket_of(f, fl->pack);
@@ -341,6 +342,23 @@ static struct flight *range_new(struct fetch *f, struct flight_bucket *b, struct
 	b->first = fl;
 	fetch_enter(f);
 	return fl;
+}
+
+void flight_write(struct fetch *f, uint64_t pack, uint32_t pack_len, uint32_t off, uint32_t len,
+                  uint8_t *data)
+{
+	struct flight_bucket *b = flight_bucket_of(f, pack);
+	/* `len` 0: nobody can wait for it or read from it. */
+	struct flight fl = {
+		.pack = pack, .off = off, .got = len, .pack_len = pack_len, .data = data, .refs = 1
+	};
+	silt_lock(&b->lock);
+	fl.next = b->first;
+	b->first = &fl;
+	silt_unlock(&b->lock);
+	if (may_write(f, &fl))
+		to_tier(f, &fl);
+	flight_land(f, &fl, 0);
 }
 
 int flight_join(struct frame_want *w)

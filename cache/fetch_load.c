@@ -131,7 +131,7 @@ static int load(struct fetch *f, uint64_t pack, struct pack_index *out)
 			           "store",
 			           pack);
 		if (rc == 0 && f->tier)
-			tier_write(f->tier, pack, t.size, t.off, t.len, t.data, false, 0);
+			flight_write(f, pack, t.size, t.off, t.len, t.data);
 	}
 	free(t.data);
 	return rc;

@@ -77,11 +77,11 @@ struct flight {
 	uint32_t off, len; /* asked for */
 	uint32_t first;    /* byte of the range at which a frame is known to begin */
 	bool whole;
-	bool keep; /* someone asked for the whole pack: it gets all lives on the SSD */
+	bool keep;  /* someone asked for the whole pack: it gets all lives on the SSD */
 	bool ahead; /* a sequential reader will come for it: stays in memory for a while */
 	/* under the bucket's lock */
 	enum flight_state state;
-	bool bad; /* its bytes were wrong: don't join, don't write to the SSD */
+	bool bad;     /* its bytes were wrong: don't join, don't write to the SSD */
 	bool writing; /* a range on its way to the SSD */
 	bool lingers; /* landed, but still here to be read from (fetch_linger.c) */
 	struct flight *linger_next;
@@ -208,8 +208,14 @@ void flight_unref(struct fetch *f, struct flight *fl);
 /* Verified frames from byte `at` of the flight's data on go to memory. */
 void flight_remember(struct fetch *f, struct flight *fl, uint32_t at);
 
-/* Waits until no range of the pack is being written to the SSD. None begins while a whole flight of it
- * is in its bucket. */
+/* Puts a range that no flight brought (a pack's index) on the SSD, unless the whole pack is about
+ * to come there: unchecked bytes must not be written over checked ones. Aligned as for
+ * tier_write(). */
+void flight_write(struct fetch *f, uint64_t pack, uint32_t pack_len, uint32_t off, uint32_t len,
+                  uint8_t *data);
+
+/* Waits until no range of the pack is being written to the SSD. None begins while a whole flight of
+ * it is in its bucket. */
 void flight_wait_for_ranges(struct fetch *f, uint64_t pack);
 
 /* Whether `w` lies in the flight's range and may wait for it or read from it. Bucket locked. */
@@ -221,7 +227,8 @@ bool flight_covers(const struct flight *fl, const struct frame_want *w);
 uint8_t *buffer_get(struct fetch *f); /* WHOLE_ROOM bytes, or NULL */
 void buffer_put(struct fetch *f, uint8_t *b);
 
-/* Answers a want from bytes that came from the store and are still in memory. -ENOENT: there are none. */
+/* Answers a want from bytes that came from the store and are still in memory. -ENOENT: there are
+ * none. */
 int flight_borrow(struct frame_want *w);
 
 /* Keeps a flight (and its reference) that is still in its bucket, with `lingers` set. */
