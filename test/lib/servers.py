@@ -164,12 +164,18 @@ class Redis:
         stats = self.calls()
         return stats.get("fcall", 0) + stats.get("fcall_ro", 0)
 
+    def seconds_in_calls(self):
+        """Time this server has spent inside function calls."""
+        c = self.info("commandstats")
+        return sum(int(dict(kv.split("=") for kv in c[f"cmdstat_{k}"].split(","))["usec"])
+                   for k in ("fcall", "fcall_ro") if f"cmdstat_{k}" in c) / 1e6
+
     def used_memory(self):
         return int(self.info("memory")["used_memory"])
 
     def slow_calls(self):
-        """[(milliseconds, command)] of calls longer than 10 ms since slowlog_reset()."""
-        return [(e[2] / 1000, b" ".join(e[3][:4]).decode("utf-8", "replace")[:120])
+        """[(milliseconds, command, unix time)] of calls longer than 10 ms since slowlog_reset()."""
+        return [(e[2] / 1000, b" ".join(e[3][:4]).decode("utf-8", "replace")[:120], e[1])
                 for e in self.cmd("SLOWLOG", "GET", "1000")]
 
     def slowlog_reset(self):
