@@ -35,8 +35,10 @@
 --         [u16 shard if 0x40]; sequence, little-endian, as many bytes as it needs.
 --
 -- Inode record (all a bucket knows of a file; about 34 bytes for a small one):
---   u8 version 1 << 4 | 8 directory: leased | 4 atime full | 2 atime delta | 1 ctime full
---   u16 mode; directories: varint number of buckets; 9 bytes mtime (u32 ns, i40 s offset 2^39);
+--   u8 version 1 << 4 | 8 flags follow the mode | 4 atime full | 2 atime delta | 1 ctime full
+--   u16 mode; [u8 flags: 1 directory: leased | 2 has extended attributes | 4 has an access ACL
+--   | 8 directory: has a default ACL | 16 immutable | 32 append-only; 64 and 128 are 0]
+--   directories: varint number of buckets; 9 bytes mtime (u32 ns, i40 s offset 2^39);
 --   [9 bytes ctime, else same as mtime]; [varint ns that atime is before mtime | 9 bytes atime];
 --   varints uid gid nlink size version; then by type
 --     regular    u8 0: no extents | 1: the extent (meta/extent.h) follows | 2: logs in Tx
@@ -150,16 +152,23 @@ local function inode_key(T, q)
   return T .. 'i' .. hex(floor(q / 64)), q % 64
 end
 
--- Decodes a record into a table: kind, mode, n, mtime, ctime, atime, uid, gid, nlink, size, version,
--- tail. Times are 9-byte strings. nil: damaged.
+-- Flags of an inode, as in its record.
+local LEASED, XATTRS, ACL, DEFAULT_ACL, IMMUTABLE, APPEND = 1, 2, 4, 8, 16, 32
+
+-- Decodes a record into a table: kind, mode, flags, n, mtime, ctime, atime, uid, gid, nlink, size,
+-- version, tail. Times are 9-byte strings. nil: damaged.
 local function parse(s)
   local b, m0, m1 = byte(s, 1, 3)
   if not m1 or floor(b / 16) ~= 1 then return nil end
-  local r = { mode = m0 + m1 * 256 }
-  if b % 16 >= 8 then r.leased = true end
+  local r = { mode = m0 + m1 * 256, flags = 0 }
   local p = 4
   r.kind = TYPE_OF[floor(r.mode / 4096)]
   if not r.kind then return nil end
+  if b % 16 >= 8 then
+    r.flags = byte(s, 4)
+    p = 5
+    if not r.flags or r.flags >= 64 then return nil end
+  end
   if r.kind == DIR then
     r.n, p = getv(s, p)
     if not r.n or r.n < 1 then return nil end
@@ -208,7 +217,10 @@ local function parse(s)
 end
 
 local function build(r)
-  local b, times = r.leased and 24 or 16, r.mtime
+  local b, times, flags = 16, r.mtime, ''
+  if r.flags ~= 0 then
+    b, flags = 24, char(r.flags)
+  end
   if r.ctime ~= r.mtime then
     b, times = b + 1, times .. r.ctime
   end
@@ -223,8 +235,16 @@ local function build(r)
     end
   end
   local m = r.mode
-  return char(b, m % 256, floor(m / 256)) .. (r.kind == DIR and putv(r.n) or '') .. times ..
+  return char(b, m % 256, floor(m / 256)) .. flags .. (r.kind == DIR and putv(r.n) or '') .. times ..
     putv(r.uid) .. putv(r.gid) .. putv(r.nlink) .. putv(r.size) .. putv(r.version) .. r.tail
+end
+
+local function has_flag(r, flag)
+  return floor(r.flags / flag) % 2 == 1
+end
+
+local function set_flag(r, flag, on)
+  if has_flag(r, flag) ~= on then r.flags = r.flags + (on and flag or -flag) end
 end
 
 local function get(T, q) -- record of an inode, or nil
@@ -357,7 +377,7 @@ end
 -- waiting by one bars new ones from that directory for a while, longer each time.
 --
 --   Te   hash   q -> holder or 0, ms when that ends, ms of the last bar, 1 if somebody waits
---               (a bit in the directory's record says that there may be a field, so that other
+--               (a flag in the directory's record says that there may be a field, so that other
 --               directories pay nothing)
 
 local LEASE_MS, BAR_MS, BAR_MAX_MS = 500, 5000, 600000
@@ -378,7 +398,7 @@ local function lease_set(T, q, holder, stop, bar, waited)
 end
 
 -- Leases that ran out are dropped when new ones are given, a few at random each time, so that Te does
--- not grow with every directory that ever had one. (The bit in the record may stay: no field, no lease.)
+-- not grow with every directory that ever had one. (The flag in the record may stay: no field, no lease.)
 local function lease_trim(T, now)
   local some = call('HRANDFIELD', T .. 'e', 3, 'WITHVALUES')
   for i = 1, #some, 2 do
@@ -389,12 +409,12 @@ end
 
 -- Before `session` adds a name to directory q. Returns for how many ms it holds the lease (0: it does
 -- not; negative: it holds it anew, others may have added names before), and whether it must wait for
--- another's. Changes d.leased; who goes on to add a name writes d.
+-- another's. Changes d.flags; who goes on to add a name writes d.
 local function lease(T, q, d, session, wanted)
-  if not d.leased and not wanted then return 0 end
+  if d.flags % 2 == 0 and not wanted then return 0 end
   local now = now_ms()
   local holder, stop, bar, waited = nil, 0, 0, false
-  if d.leased then holder, stop, bar, waited = lease_get(T, q) end
+  if has_flag(d, LEASED) then holder, stop, bar, waited = lease_get(T, q) end
   local mine, runs = holder == session, stop > now
   if holder and holder ~= '0' and not mine then
     if runs then
@@ -416,12 +436,12 @@ local function lease(T, q, d, session, wanted)
   if wanted then
     lease_trim(T, now)
     lease_set(T, q, session, now + LEASE_MS, bar, 0)
-    d.leased = true
+    set_flag(d, LEASED, true)
     return mine and runs and LEASE_MS or -LEASE_MS
   end
   if mine and runs then return stop - now end
   call('HDEL', T .. 'e', hex(q))
-  d.leased = nil
+  set_flag(d, LEASED, false)
   return 0
 end
 
@@ -493,7 +513,7 @@ end
 local function destroy(T, q, r)
   free_data(T, q, r)
   drop(T, q)
-  if r.leased then call('HDEL', T .. 'e', hex(q)) end
+  if has_flag(r, LEASED) then call('HDEL', T .. 'e', hex(q)) end
   usage(T, -1, r.kind == REG and -r.size or 0)
 end
 

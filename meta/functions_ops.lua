@@ -116,8 +116,8 @@ local function make(K, A)
     gid = d.gid
     if kind == DIR and floor(mode / 1024) % 2 == 0 then mode = mode + 1024 end
   end
-  local r = { kind = kind, mode = mode, mtime = now, ctime = now, atime = now, uid = tonumber(A[5]),
-    gid = gid, nlink = 1, size = 0, version = 0, tail = A[8] }
+  local r = { kind = kind, mode = mode, flags = 0, mtime = now, ctime = now, atime = now,
+    uid = tonumber(A[5]), gid = gid, nlink = 1, size = 0, version = 0, tail = A[8] }
   if kind == DIR then
     r.n, r.nlink = 1, 2
     r.tail = struct.pack('<I2I6', shard_of(T), q)
@@ -435,7 +435,7 @@ end
 local function format(K, A)
   local T = K[1]
   if call('EXISTS', T .. 'v') == 1 then return EEXIST end
-  local r = { kind = DIR, mode = tonumber(A[3]), n = 1, mtime = A[4], ctime = A[4], atime = A[4],
+  local r = { kind = DIR, mode = tonumber(A[3]), flags = 0, n = 1, mtime = A[4], ctime = A[4], atime = A[4],
     uid = tonumber(A[1]), gid = tonumber(A[2]), nlink = 2, size = 0, version = 0,
     tail = struct.pack('<I2I6', 0, 1) }
   put(T, 1, r)

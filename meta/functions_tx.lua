@@ -129,7 +129,7 @@ local function x_make_dir(K, A)
   local T, q = K[1], tonumber(A[3])
   if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
   if get(T, q) then return ESTALE end -- see make
-  put(T, q, { kind = DIR, mode = tonumber(A[4]), n = 1, mtime = A[9], ctime = A[9], atime = A[9],
+  put(T, q, { kind = DIR, mode = tonumber(A[4]), flags = 0, n = 1, mtime = A[9], ctime = A[9], atime = A[9],
     uid = tonumber(A[5]), gid = tonumber(A[6]), nlink = 2, size = 0, version = 0,
     tail = struct.pack('<I2I6', tonumber(A[7]), tonumber(A[8])) })
   usage(T, 1, 0)

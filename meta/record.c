@@ -9,7 +9,7 @@
 #define SEC_OFFSET ((int64_t)1 << 39)
 #define NS_PER_S   1000000000
 
-enum { F_CTIME = 1, F_ATIME_DELTA = 2, F_ATIME_FULL = 4, F_LEASED = 8, F_KNOWN = 15 };
+enum { F_CTIME = 1, F_ATIME_DELTA = 2, F_ATIME_FULL = 4, F_FLAGS = 8 };
 
 void record_time_encode(struct silt_time t, uint8_t out[RECORD_TIME])
 {
@@ -120,10 +120,14 @@ int record_decode(silt_ino ino, const void *data, size_t len, struct silt_inode 
 	if (target)
 		*target = NULL;
 	unsigned flags = (unsigned)silt_get_le(&r, 1);
-	if (flags >> 4 != 1 || (flags & 15 & ~F_KNOWN))
+	if (flags >> 4 != 1)
 		return -EUCLEAN;
 	a->mode = (uint32_t)silt_get_le(&r, 2);
 	if (!record_kind(a->mode))
+		return -EUCLEAN;
+	if (flags & F_FLAGS)
+		a->flags = (uint8_t)silt_get_le(&r, 1);
+	if ((a->flags & ~SILT_FLAGS_KNOWN) || (!S_ISDIR(a->mode) && (a->flags & SILT_FLAGS_DIRECTORY)))
 		return -EUCLEAN;
 	if (S_ISDIR(a->mode) && silt_get_varint(&r) == 0)
 		return -EUCLEAN;
@@ -173,8 +177,10 @@ unsigned record_kind(uint32_t mode)
 uint64_t record_buckets(const void *data, size_t len)
 {
 	struct silt_reader r = silt_reader_of(data, len);
-	silt_get_le(&r, 1);
+	unsigned flags = (unsigned)silt_get_le(&r, 1);
 	uint32_t mode = (uint32_t)silt_get_le(&r, 2);
+	if (flags & F_FLAGS)
+		silt_get_le(&r, 1);
 	return !r.bad && S_ISDIR(mode) ? silt_get_varint(&r) : 0;
 }
 

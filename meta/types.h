@@ -32,6 +32,18 @@ static inline silt_ino silt_ino_make(unsigned shard, uint64_t seq)
 
 #define SILT_NAME_MAX	 255
 #define SILT_SYMLINK_MAX 4095
+/* Of silt_attr.flags; values as in the record. */
+enum {
+	SILT_FLAG_LEASED = 1,	   /* directory: somebody may have its lease (private to meta/) */
+	SILT_FLAG_XATTRS = 2,	   /* has extended attributes besides ACLs */
+	SILT_FLAG_ACL = 4,	   /* has an access ACL */
+	SILT_FLAG_DEFAULT_ACL = 8, /* directory: has a default ACL */
+	SILT_FLAG_IMMUTABLE = 16,
+	SILT_FLAG_APPEND = 32, /* append-only */
+	SILT_FLAGS_KNOWN = 63,
+	SILT_FLAGS_DIRECTORY = SILT_FLAG_LEASED | SILT_FLAG_DEFAULT_ACL,
+};
+
 #define SILT_FILE_MAX	 ((uint64_t)1 << 52) /* bytes: exact in the functions' doubles */
 
 struct silt_time {
@@ -42,6 +54,7 @@ struct silt_time {
 struct silt_attr {
 	silt_ino ino;
 	uint32_t mode; /* type and permissions as in st_mode */
+	uint8_t flags; /* SILT_FLAG_ */
 	uint32_t uid, gid;
 	uint32_t nlink;
 	uint32_t rdev;

@@ -70,6 +70,39 @@ static void test_damage(void **state)
 	}
 }
 
+/* Flags are a byte after the mode, there only when one is set. */
+static void test_flags(void **state)
+{
+	/* the small file with an access ACL and extended attributes; a leased directory of 3 buckets */
+	uint8_t file[sizeof(small_file) + 1];
+	static const uint8_t dir[] = {
+		0x18, 0xed, 0x41, 0x09, 0x03, 0xff, 0xf4, 0x57, 0x21, 0x5a, 0x8f, 0x02, 0x6b, 0x80,
+		0x00, 0x00, 0x02, 0x05, 0x07,			/* uid gid nlink size version */
+		0x01, 0x00, 0x09, 0x00, 0x00, 0x00, 0x00, 0x00, /* parent */
+	};
+	struct silt_inode i;
+	(void)state;
+	file[0] = small_file[0] | 8;
+	memcpy(file + 1, small_file + 1, 2);
+	file[3] = SILT_FLAG_XATTRS | SILT_FLAG_ACL;
+	memcpy(file + 4, small_file + 3, sizeof(small_file) - 3);
+	assert_int_equal(record_decode(5, file, sizeof(file), &i, NULL, NULL), 0);
+	assert_int_equal(i.attr.flags, SILT_FLAG_XATTRS | SILT_FLAG_ACL);
+	assert_true(i.attr.size == 4096 && i.attr.mode == (S_IFREG | 0644) && i.extent.stored == 1400);
+	assert_int_equal(record_decode(9, dir, sizeof(dir), &i, NULL, NULL), 0);
+	assert_int_equal(i.attr.flags, SILT_FLAG_LEASED | SILT_FLAG_DEFAULT_ACL);
+	assert_true(i.attr.nlink == 2 && i.attr.size == 5 && i.attr.parent == silt_ino_make(1, 9));
+	assert_true(record_buckets(dir, sizeof(dir)) == 3);
+	for (unsigned f = 0; f < 256; f++) {
+		bool known = f < 64, fits = !(f & (SILT_FLAG_LEASED | SILT_FLAG_DEFAULT_ACL));
+		file[3] = (uint8_t)f;
+		assert_int_equal(record_decode(5, file, sizeof(file), &i, NULL, NULL),
+				 known && fits ? 0 : -EUCLEAN);
+	}
+	for (size_t n = 0; n < sizeof(dir); n++)
+		assert_int_equal(record_decode(9, dir, n, &i, NULL, NULL), -EUCLEAN);
+}
+
 static void test_entries(void **state)
 {
 	uint32_t type;
@@ -99,7 +132,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_times),	cmocka_unit_test(test_small_file),
 		cmocka_unit_test(test_damage),	cmocka_unit_test(test_entries),
-		cmocka_unit_test(test_place),
+		cmocka_unit_test(test_place),  cmocka_unit_test(test_flags),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -99,6 +99,13 @@ static void print_record(const struct silt_inode *i)
 	printf("  mode     %o\n  owner    %u:%u\n  links    %u\n  size     %" PRIu64
 	       "\n  version  %016" PRIx64 "\n",
 	       a->mode, a->uid, a->gid, a->nlink, a->size, a->version);
+	if (a->flags)
+		printf("  flags   %s%s%s%s%s%s\n", a->flags & SILT_FLAG_LEASED ? " leased" : "",
+		       a->flags & SILT_FLAG_XATTRS ? " xattrs" : "",
+		       a->flags & SILT_FLAG_ACL ? " acl" : "",
+		       a->flags & SILT_FLAG_DEFAULT_ACL ? " default-acl" : "",
+		       a->flags & SILT_FLAG_IMMUTABLE ? " immutable" : "",
+		       a->flags & SILT_FLAG_APPEND ? " append-only" : "");
 	if (S_ISDIR(a->mode))
 		printf("  parent   %" PRIu64 "\n", a->parent);
 	print_time("atime", a->atime);
