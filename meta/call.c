@@ -35,6 +35,8 @@ bool function_writes(enum meta_function fn)
 	case F_STATFS:
 	case F_SESSION_LIST:
 	case F_GARBAGE_PEEK:
+	case F_GETXATTR:
+	case F_LISTXATTR:
 	case F_X_INTENTS: return false;
 	default: return true;
 	}

@@ -2,7 +2,7 @@
  *
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c requests and
  * replies; names.c operations on names; ops.c on inodes and the volume; readdir.c; commit.c; sequence.c
- * inode numbers; tx.c operations across shards; wait.c the synchronous face. */
+ * inode numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -27,7 +27,9 @@
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_INTENTS, "x_intents")              \
 	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
 	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
-	X(F_X_UNLOCK, "x_unlock") X(F_COMMAND, "(command)")
+	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                           \
+	X(F_LISTXATTR, "listxattr") X(F_SETXATTR, "setxattr")                                      \
+	X(F_REMOVEXATTR, "removexattr") X(F_SET_FLAGS, "set_flags") X(F_COMMAND, "(command)")
 
 enum meta_function {
 #define X(id, name) id,
@@ -92,6 +94,8 @@ struct op {
 	struct silt_attr values;
 	struct meta_make make;
 	char tx[40];
+	uint8_t checked[32]; /* frozen.c */
+	unsigned nchecked;
 	meta_done done;
 	void *arg;
 	struct op *next;
@@ -123,6 +127,10 @@ int call_wait(struct meta *m, enum meta_function fn, struct conn_request *r, red
 /* The same with reply_code(); *out may be set (and must be freed) whatever the result. */
 int call_checked(struct meta *m, enum meta_function fn, struct conn_request *r, redisReply **out,
 		 long long *code);
+
+/* frozen.c: code 2 of unlink and rename: names inodes in other shards that may have to stay. Looks at
+ * them and sends the operation again, or ends it with -EPERM. */
+void frozen_check(struct op *op, const redisReply *reply);
 
 /* sequence.c: calls op_with_sequence(op) with op->seq set, now or later. */
 void sequence_take(struct meta *m, unsigned shard, struct op *op);

@@ -15,6 +15,7 @@
 --   Tx<q>            hash    window -> extent log, of files with more than one extent
 --   Tx<q>:<n>        hash    the same, cut off by a truncation to 0: garbage
 --   Ty<q>            string  target of a long symbolic link
+--   Tu<q>            hash    name -> value of extended attributes and ACLs (functions_xattr.lua)
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use
 --   Tz               set     packs whose live bytes came to 0 here
 --   To               hash    q -> session that holds this deleted inode open
@@ -514,6 +515,7 @@ local function destroy(T, q, r)
   free_data(T, q, r)
   drop(T, q)
   if has_flag(r, LEASED) then call('HDEL', T .. 'e', hex(q)) end
+  if r.flags % IMMUTABLE >= XATTRS then call('UNLINK', T .. 'u' .. hex(q)) end
   usage(T, -1, r.kind == REG and -r.size or 0)
 end
 

@@ -80,7 +80,7 @@ end
 
 -- --- writing
 
--- dir, name, new sequence, mode, uid, gid, now, tail, long target, open_existing, fill, session, lease
+-- dir, name, new sequence, mode (+ 65536 * umask), uid, gid, now, tail, long target, open_existing, fill, session, lease
 -- wanted, retry. Reply: 0 made or 1 existed, entry, record, the directory's record,
 -- for how many ms it is leased (see lease()). ESTALE: the sequence is in use (Redis has lost its last
 -- second and gave the number out again).
@@ -106,10 +106,13 @@ local function make(K, A)
     if A[14] == '1' and r.atime == now then return { 0, entry_of(r.kind, shard_of(T), iq, T), s } end
     return ESTALE
   end
-  local mode, gid = tonumber(A[4]), tonumber(A[6])
+  local mode, umask, gid = A[4] % 65536, floor(A[4] / 65536), tonumber(A[6])
   local kind = TYPE_OF[floor(mode / 4096)]
   if not kind then return EINVAL end
+  if has_flag(d, IMMUTABLE) then return EPERM end
   if kind == DIR and d.nlink >= LINK_MAX * 1000 then return EMLINK end
+  local default, access = acl.default_of(T, q, d), nil
+  mode, access = acl.inherit(kind, mode, umask, default)
   local granted, busy = lease(T, q, d, A[12], A[13] == '1') -- from here on nothing fails: it must be told
   if busy then return EAGAIN end
   if floor(d.mode / 1024) % 2 == 1 then
@@ -125,6 +128,7 @@ local function make(K, A)
     r.size = A[9] == '' and #A[8] - 1 or #A[9]
     if A[9] ~= '' then call('SET', T .. 'y' .. hex(iq), A[9]) end
   end
+  acl.give(T, iq, r, access, default)
   local s = build(r)
   call('HSET', ikey, ifield, s)
   entry = entry_of(kind, shard_of(T), iq, T)
@@ -140,6 +144,10 @@ local function setattr(K, A)
   local r = get(T, q)
   if not r then return ENOENT end
   local function has(b) return floor(set / b) % 2 == 1 end
+  if has_flag(r, IMMUTABLE) then return EPERM end
+  if has_flag(r, APPEND) then -- no change but "now"
+    if set % 16 > 0 or (has(16) and A[7] ~= A[10]) or (has(32) and A[8] ~= A[10]) then return EPERM end
+  end
   if has(8) then
     if r.kind == DIR then return EISDIR end
     if r.kind ~= REG then return EINVAL end
@@ -149,7 +157,11 @@ local function setattr(K, A)
     r.mtime = A[10]
   end
   if has(128) and r.kind ~= DIR then r.mode = drop_suid(r.mode) end
-  if has(1) then r.mode = floor(r.mode / 4096) * 4096 + tonumber(A[3]) % 4096 end
+  if has(8) or has(128) then xattr.kill_capability(T, q, r) end
+  if has(1) then
+    r.mode = floor(r.mode / 4096) * 4096 + tonumber(A[3]) % 4096
+    acl.chmod(T, q, r)
+  end
   if has(2) then r.uid = tonumber(A[4]) end
   if has(4) then r.gid = tonumber(A[5]) end
   if has(16) then r.atime = A[7] end
@@ -165,9 +177,10 @@ local function link(K, A)
   if before then return before end
   local r, s = get(T, iq)
   if not r then return ENOENT end
-  if r.kind == DIR then return EPERM end
+  if r.kind == DIR or r.flags >= IMMUTABLE then return EPERM end
   local d, e = get_dir(T, q)
   if not d then return e end
+  if has_flag(d, IMMUTABLE) then return EPERM end
   local _, busy = lease(T, q, d, A[6], false)
   if busy then return EAGAIN end
   local key = dentry_key(T, q, d.n, name)
@@ -187,25 +200,29 @@ local function link(K, A)
   return { 0, s, ds }
 end
 
--- dir, name, session that keeps it open or "", now, fill, transaction, retry
+-- dir, name, session that keeps it open or "", now, fill, transaction, checked, retry
 -- Reply 0, entry, record afterwards, the directory's record; 1, entry, "", that: the inode is
--- elsewhere, an intent was left.
+-- elsewhere, an intent was left; 2, entry: nothing was done, the inode is elsewhere and the caller must
+-- see first that it may go (its flags), then call again with that entry as `checked`.
 local function unlink(K, A)
   local T, q, name, now = K[1], tonumber(A[1]), A[2], A[4]
-  local before, certain = answered_before(T, A[6], A[7])
+  local before, certain = answered_before(T, A[6], A[8])
   if before then return before end
   local d, key, entry = find_entry(T, q, name)
   if not d then return key end
-  if not entry then return A[7] == '1' and not certain and { 0, '', '' } or ENOENT end
+  if not entry then return A[8] == '1' and not certain and { 0, '', '' } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
   if kind == DIR then return EISDIR end
   if moving then return EAGAIN end
+  if d.flags >= IMMUTABLE then return EPERM end
+  if shard and A[7] ~= entry then return { 2, entry } end
   local code, s = 0, ''
   if shard then
     code = 1
     call('HSET', T .. 't', A[6], 'U' .. entry)
   else
     local r = get(T, iq)
+    if r and r.flags >= IMMUTABLE then return EPERM end
     if r then s = drop_link(T, iq, r, A[3], now) end
   end
   call('HDEL', key, name)
@@ -225,8 +242,10 @@ local function rmdir(K, A)
   local kind, shard, iq, moving = entry_get(entry)
   if kind ~= DIR then return ENOTDIR end
   if moving then return EAGAIN end
+  if d.flags >= IMMUTABLE then return EPERM end
   if shard then return EXDEV end
   local r = get(T, iq)
+  if r and r.flags >= IMMUTABLE then return EPERM end
   if r and r.size > 0 then return ENOTEMPTY end
   if r then destroy(T, iq, r) end
   call('HDEL', key, name)
@@ -248,11 +267,13 @@ local function is_below(T, q, top) -- is directory q the directory top, or below
 end
 
 -- from dir, name, to dir, name, flags (1 noreplace 2 exchange), keep, now, fill, transaction,
--- many shards, session, retry. Reply: code, moved entry, moved record, replaced entry, replaced record
+-- many shards, session, checked, retry. Reply: code, moved entry, moved record, replaced entry, replaced
+-- record; or 2, entries: as with unlink, of what moves and what is replaced ("": not elsewhere); both
+-- together are `checked`.
 local function rename(K, A)
   local T, fq, from, tq, to = K[1], tonumber(A[1]), A[2], tonumber(A[3]), A[4]
   local flags, now, fill = tonumber(A[5]), A[7], tonumber(A[8])
-  local before, certain = answered_before(T, A[9], A[12])
+  local before, certain = answered_before(T, A[9], A[13])
   if before then return before end
   local fd, e = get_dir(T, fq)
   if not fd then return e end
@@ -267,7 +288,7 @@ local function rename(K, A)
   local fkey, tkey = dentry_key(T, fq, fd.n, from), dentry_key(T, tq, td.n, to)
   local src, dst = call('HGET', fkey, from), call('HGET', tkey, to)
   if not src then
-    if A[12] ~= '1' or certain or not dst then return ENOENT end
+    if A[13] ~= '1' or certain or not dst then return ENOENT end
     local _, shard, iq = entry_get(dst)
     local r = not shard and get(T, iq)
     return { 0, dst, r and build(r) or '', '', '' }
@@ -287,6 +308,10 @@ local function rename(K, A)
   end
   local code, ds = 0, ''
   local dr = dst and not dshard and get(T, dq) or nil
+  if fd.flags >= IMMUTABLE or has_flag(td, IMMUTABLE) or (dst and td.flags >= IMMUTABLE) or
+    (sr and sr.flags >= IMMUTABLE) or (dr and dr.flags >= IMMUTABLE) then return EPERM end
+  local selse, delse = sshard and src or '', dshard and dst or ''
+  if selse .. delse ~= A[12] then return { 2, selse, delse } end
   if dst and flags ~= 2 then
     if skind == DIR and dkind ~= DIR then return ENOTDIR end
     if skind ~= DIR and dkind == DIR then return EISDIR end
@@ -386,6 +411,8 @@ end
 local function commit_one(T, q, now, stop, ext, win, pack, stored, packs, again)
   local r = get(T, q)
   if not r or r.kind ~= REG then return ENOENT end
+  if has_flag(r, IMMUTABLE) then return EPERM end
+  xattr.kill_capability(T, q, r)
   if add_extent(T, q, r, ext, win, packs, again) then
     packs[pack] = (packs[pack] or 0) + stored
     r.version = r.version + 1

@@ -123,15 +123,18 @@ local function apply(T, tx, result)
   return result
 end
 
--- transaction, intent, sequence, mode, uid, gid, parent shard, parent sequence, now, retry: makes the
--- inode of a directory whose entry is in another shard
+-- transaction, intent, sequence, mode (+ 65536 * umask), uid, gid, parent shard, parent sequence, now,
+-- default ACL of the parent, retry: makes the inode of a directory whose entry is in another shard
 local function x_make_dir(K, A)
   local T, q = K[1], tonumber(A[3])
   if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
   if get(T, q) then return ESTALE end -- see make
-  put(T, q, { kind = DIR, mode = tonumber(A[4]), flags = 0, n = 1, mtime = A[9], ctime = A[9], atime = A[9],
+  local mode, access = acl.inherit(DIR, A[4] % 65536, floor(A[4] / 65536), A[10])
+  local r = { kind = DIR, mode = mode, flags = 0, n = 1, mtime = A[9], ctime = A[9], atime = A[9],
     uid = tonumber(A[5]), gid = tonumber(A[6]), nlink = 2, size = 0, version = 0,
-    tail = struct.pack('<I2I6', tonumber(A[7]), tonumber(A[8])) })
+    tail = struct.pack('<I2I6', tonumber(A[7]), tonumber(A[8])) }
+  acl.give(T, q, r, access, A[10])
+  put(T, q, r)
   usage(T, 1, 0)
   call('HSET', T .. 't', A[1], A[2])
   return { 0 }
@@ -143,7 +146,7 @@ local function x_link(K, A)
   if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
   local r = get(T, q)
   if not r or r.nlink == 0 then return ENOENT end
-  if r.kind == DIR then return EPERM end
+  if r.kind == DIR or r.flags >= IMMUTABLE then return EPERM end
   if r.nlink >= LINK_MAX then return EMLINK end
   r.nlink, r.ctime = r.nlink + 1, A[4]
   put(T, q, r)
@@ -174,6 +177,7 @@ local function x_add_entry(K, A)
   if done then return done end
   local d, e = get_dir(T, q)
   if not d then return apply(T, tx, e) end
+  if has_flag(d, IMMUTABLE) then return apply(T, tx, EPERM) end
   local _, busy = lease(T, q, d, A[9], false)
   if busy then return EAGAIN end
   local key = dentry_key(T, q, d.n, name)
@@ -220,6 +224,9 @@ local function x_mark(K, A)
     if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0, entry } end
     return EAGAIN
   end
+  local _, shard, iq = entry_get(entry)
+  local r = not shard and get(T, iq)
+  if d.flags >= IMMUTABLE or (r and r.flags >= IMMUTABLE) then return EPERM end
   call('HSET', key, name, char(byte(entry, 1) + 128) .. sub(entry, 2))
   call('HSET', T .. 't', A[1], A[2])
   return { 0, entry }
@@ -231,6 +238,7 @@ local function x_rmdir(K, A)
   local done = applied(T, A[1])
   if done then return done end
   local r = get(T, q)
+  if r and r.flags >= IMMUTABLE then return apply(T, A[1], EPERM) end
   if r and r.size > 0 then return apply(T, A[1], ENOTEMPTY) end
   if r then destroy(T, q, r) end
   return apply(T, A[1], { 0 })
@@ -255,9 +263,9 @@ local function x_unmark(K, A)
 end
 
 -- transaction, dir, name, type, shard, sequence, flags, keep, gone (entry of a directory that this
--- transaction has removed, or ""), now, fill, transaction for a file replaced elsewhere, session, retry.
--- Puts the moved entry in place. Reply: 0 or 1 (an intent for the replaced file was left), replaced
--- entry, its record.
+-- transaction has removed, or ""), now, fill, transaction for a file replaced elsewhere, session, checked
+-- (see unlink), retry. Puts the moved entry in place. Reply: 0 or 1 (an intent for the replaced file was
+-- left), replaced entry, its record; 3, entry in the way: it must be checked.
 local function x_insert(K, A)
   local T, tx, q, name, kind = K[1], A[1], tonumber(A[2]), A[3], tonumber(A[4])
   local done = applied(T, tx)
@@ -269,6 +277,7 @@ local function x_insert(K, A)
   local key = dentry_key(T, q, d.n, name)
   local dst, ds, code = call('HGET', key, name), '', 0
   local entry = entry_of(kind, tonumber(A[5]), tonumber(A[6]), T)
+  if has_flag(d, IMMUTABLE) or (dst and d.flags >= IMMUTABLE) then return apply(T, tx, EPERM) end
   if dst then
     local dkind, dshard, dq, moving = entry_get(dst)
     if moving then return EAGAIN end
@@ -280,10 +289,12 @@ local function x_insert(K, A)
       return apply(T, tx, { 2, '', '' }) -- two names of one file: nothing to do
     end
     if dkind ~= DIR and dshard then
+      if A[14] ~= dst then return { 3, dst, '' } end
       code = 1
       call('HSET', T .. 't', A[12], 'U' .. dst)
     elseif dkind ~= DIR then
       local r = get(T, dq)
+      if r and r.flags >= IMMUTABLE then return apply(T, tx, EPERM) end
       if r then ds = drop_link(T, dq, r, A[8], A[10]) end
     end
   end
@@ -338,11 +349,11 @@ end
 
 register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
   'readdir', readdir, 'statfs', statfs, 'session_list', session_list, 'garbage_peek', garbage_peek,
-  'x_intents', x_intents })
+  'x_intents', x_intents, 'getxattr', xattr.get, 'listxattr', xattr.list })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
   'format_note', format_note, 'x_make_dir', x_make_dir, 'x_link', x_link,
-  'x_add_entry', x_add_entry })
+  'x_add_entry', x_add_entry, 'setxattr', xattr.set })
 
 -- A full Redis must not stop what makes room, ends something half-done, or keeps a session alive.
 register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir, 'rename', rename,
@@ -350,4 +361,4 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
   'session_close', session_close, 'session_sweep', session_sweep, 'garbage_done', garbage_done,
   'x_end', x_end, 'x_drop', x_drop, 'x_forget', x_forget, 'x_clear', x_clear, 'x_mark', x_mark,
   'x_rmdir', x_rmdir, 'x_unmark', x_unmark, 'x_insert', x_insert, 'x_moved', x_moved, 'x_lock', x_lock,
-  'x_unlock', x_unlock })
+  'x_unlock', x_unlock, 'removexattr', xattr.remove, 'set_flags', xattr.set_flags })

@@ -130,7 +130,7 @@ struct meta_reply {
 	bool existed; /* make: it was there before */
 	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
 	bool *keep_page;	 /* set it to keep `page` */
-	const void *data;	 /* readlink: target; window: the log */
+	const void *data;	 /* readlink: target; window: the log; xattrs: see there */
 	size_t len;
 	struct meta_statfs statfs;
 	uint64_t first; /* alloc: first id */
@@ -155,11 +155,13 @@ void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_
 		  struct silt_time now, meta_done done, void *arg);
 
 /* Creates a file, directory, symbolic link or special file (type in `mode`). The group is the
- * directory's when that has the set-group-ID bit, and a directory inherits the bit. -EEXIST with the
+ * directory's when that has the set-group-ID bit, and a directory inherits the bit; ACLs come from the
+ * directory's default ACL. -EEXIST with the
  * existing inode in the reply, unless `open_existing` (open without O_EXCL): then it is a success with
  * `existed` set in the reply. */
 struct meta_make {
 	uint32_t mode, uid, gid, rdev;
+	uint32_t umask; /* not used where the directory has a default ACL */
 	const char *target; /* symbolic links */
 	size_t target_len;
 	bool open_existing;
@@ -193,6 +195,35 @@ void meta_release_deleted(struct meta *m, silt_ino ino, meta_done done, void *ar
  * others create, delete or rename meanwhile. "." and ".." are not among them. */
 void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, meta_done done,
 		  void *arg);
+
+/* Extended attributes of any namespace; who may use which is the caller's business. ACLs are
+ * attributes too (the two names below, values as Linux has them in xattrs, checked when set); setting an
+ * access ACL changes the mode, META_SET_MODE changes the ACL. The reply of each has the inode.
+ *
+ * get: -ENODATA; reply: data, len. list: data, len: names, a NUL after each. set: -EEXIST, -ENODATA as
+ * META_XATTR_CREATE and _REPLACE ask for; -E2BIG; -ENOSPC: the inode has too many; -EINVAL: no ACL;
+ * -EACCES: default ACL of something else than a directory. remove: -ENODATA; an ACL that is not there
+ * counts as removed. -EPERM: the inode is immutable or append-only. */
+#define META_XATTR_NAME_MAX    255
+#define META_XATTR_VALUE_MAX   65536
+#define META_XATTR_ACL	       "system.posix_acl_access"
+#define META_XATTR_DEFAULT_ACL "system.posix_acl_default"
+enum {
+	META_XATTR_CREATE = 1,
+	META_XATTR_REPLACE = 2,
+	META_XATTR_CLEAR_SGID = 4, /* with an access ACL */
+};
+void meta_getxattr(struct meta *m, silt_ino ino, const char *name, meta_done done, void *arg);
+void meta_listxattr(struct meta *m, silt_ino ino, meta_done done, void *arg);
+void meta_setxattr(struct meta *m, silt_ino ino, const char *name, const void *value, size_t len,
+		   unsigned how, struct silt_time now, meta_done done, void *arg);
+void meta_removexattr(struct meta *m, silt_ino ino, const char *name, struct silt_time now,
+		      meta_done done, void *arg);
+/* Makes it immutable, append-only, both or neither: SILT_FLAG_IMMUTABLE | SILT_FLAG_APPEND. From then on
+ * operations that change such an inode, or names in such a directory, fail with -EPERM; so does a commit
+ * to an immutable file. That an append-only file is only appended to is up to the caller. */
+void meta_set_flags(struct meta *m, silt_ino ino, unsigned flags, struct silt_time now, meta_done done,
+		    void *arg);
 
 void meta_statfs(struct meta *m, meta_done done, void *arg);
 

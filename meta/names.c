@@ -175,7 +175,7 @@ static void submit_make(struct op *op)
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
 	conn_arg_u64(&r, op->seq);
-	conn_arg_u64(&r, op->make.mode);
+	conn_arg_u64(&r, op->make.mode | (uint64_t)op->make.umask << 16);
 	conn_arg_u64(&r, op->make.uid);
 	conn_arg_u64(&r, op->make.gid);
 	call_arg_time(&r, op->make.now);
@@ -321,6 +321,8 @@ static void got_unlink(void *arg, int err, redisReply *reply)
 		tx_again(op);
 	else if (r.err)
 		op_end(op, &r);
+	else if (code == 2)
+		frozen_check(op, reply);
 	else if (code == 1)
 		tx_drop(op, silt_ino_shard(op->dir), reply_at(reply, 1), &r);
 	else
@@ -330,7 +332,7 @@ static void got_unlink(void *arg, int err, redisReply *reply)
 static void submit_unlink(struct op *op)
 {
 	struct meta *m = op->m;
-	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_UNLINK, 6, op->len + 40);
+	struct conn_request *r = call_begin(m, silt_ino_shard(op->dir), F_UNLINK, 7, op->len + 40);
 	next_tx(m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -338,6 +340,7 @@ static void submit_unlink(struct op *op)
 	call_arg_time(&r, op->now);
 	conn_arg_u64(&r, m->fill);
 	conn_arg_str(&r, op->tx);
+	conn_arg(&r, op->checked, op->nchecked);
 	call_send(m, F_UNLINK, r, got_unlink, op);
 }
 
@@ -417,6 +420,10 @@ static void got_rename(void *arg, int err, redisReply *reply)
 		op_end(op, &r);
 		return;
 	}
+	if (code == 2) {
+		frozen_check(op, reply);
+		return;
+	}
 	const redisReply *gone = reply_at(reply, 3), *gone_record = reply_at(reply, 4);
 	struct silt_inode old;
 	lease_note_name(op->m, op->dir2, op->name2, op->len2, false);
@@ -448,7 +455,7 @@ static void submit_rename(struct op *op)
 {
 	struct meta *m = op->m;
 	struct conn_request *r =
-	        call_begin(m, silt_ino_shard(op->dir), F_RENAME, 11, op->len + op->len2 + 64u);
+	        call_begin(m, silt_ino_shard(op->dir), F_RENAME, 12, op->len + op->len2 + 64u);
 	next_tx(m, op->tx);
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	conn_arg(&r, op->name, op->len);
@@ -464,6 +471,7 @@ static void submit_rename(struct op *op)
 	if (op->flags & META_RENAME_EXCHANGE)
 		lease_note_name(m, op->dir, op->name, op->len, false);
 	conn_arg_str(&r, m->session_text);
+	conn_arg(&r, op->checked, op->nchecked);
 	call_send(m, F_RENAME, r, got_rename, op);
 }
 

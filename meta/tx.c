@@ -55,21 +55,31 @@ static int make_dir(struct meta *m, struct op *op, silt_ino ino, const struct in
 	uint32_t mode = op->make.mode, gid = op->make.gid;
 	if (!S_ISDIR(parent.attr.mode))
 		return -ENOTDIR;
+	if (parent.attr.flags & SILT_FLAG_IMMUTABLE)
+		return -EPERM;
+	redisReply *acl = NULL;
+	rc = parent.attr.flags & SILT_FLAG_DEFAULT_ACL ? step_default_acl(m, op->dir, &acl) : 0;
+	if (rc)
+		return rc;
+	const redisReply *value = acl ? reply_at(acl, 1) : NULL;
 	if (parent.attr.mode & S_ISGID) {
 		gid = parent.attr.gid;
 		mode |= S_ISGID;
 	}
-	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MAKE_DIR, 9, i->len + 128);
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MAKE_DIR, 10, i->len + 256);
 	redisReply *reply = NULL;
 	conn_arg_str(&r, op->tx);
 	conn_arg(&r, i->v, i->len);
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	conn_arg_u64(&r, mode);
+	conn_arg_u64(&r, mode | (uint64_t)op->make.umask << 16);
 	conn_arg_u64(&r, op->make.uid);
 	conn_arg_u64(&r, gid);
 	conn_arg_u64(&r, silt_ino_shard(op->dir));
 	conn_arg_u64(&r, silt_ino_seq(op->dir));
 	call_arg_time(&r, op->make.now);
+	conn_arg(&r, value ? value->str : "", value ? value->len : 0);
+	if (acl)
+		freeReplyObject(acl);
 	rc = call_checked(m, F_X_MAKE_DIR, r, &reply, NULL);
 	rc = rc && !reply ? -ENOTCONN : rc;
 	if (reply)
@@ -333,7 +343,7 @@ static void clear_parts(struct meta *m, const struct rename_args *a, const struc
 static int insert_moved(struct meta *m, const struct rename_args *a, const struct entry *moved,
                         int *code, struct meta_reply *r, struct parts *p)
 {
-	struct entry old = { 0 };
+	struct entry old = { 0 }, checked = { 0 };
 	struct silt_inode old_inode = { 0 };
 	unsigned tries = 0;
 	snprintf(p->drop_tx, sizeof(p->drop_tx), "%s.d", a->tx);
@@ -344,12 +354,19 @@ static int insert_moved(struct meta *m, const struct rename_args *a, const struc
 		                  .len = a->len2,
 		                  .moved = moved,
 		                  .gone = &p->gone,
+		                  .checked = &checked,
 		                  .noreplace = a->noreplace,
 		                  .keep = a->keep,
 		                  .now = a->now };
 	int rc;
 	for (;;) {
 		rc = step_insert(m, &ia, code, &old, &old_inode);
+		if (!rc && *code == 3) {
+			rc = step_may_go(m, old.ino);
+			checked = old;
+			if (!rc)
+				continue;
+		}
 		if (rc != -EAGAIN)
 			break;
 		rc = S_ISDIR(moved->type) ? clear_target(m, a, moved, &p->gone) : 0;
@@ -379,6 +396,8 @@ static int rename_marked(struct meta *m, const struct rename_args *a, const stru
 	int code = 0, rc = 0;
 	if (S_ISDIR(e->type) && a->dir != a->dir2)
 		rc = check_not_below(m, a->dir2, e->ino);
+	if (!rc && !a->resume && silt_ino_shard(e->ino) != silt_ino_shard(a->dir))
+		rc = step_may_go(m, e->ino);
 	if (!rc)
 		rc = insert_moved(m, a, e, &code, r, p);
 	if (rc || code == 2)

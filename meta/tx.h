@@ -33,6 +33,10 @@ uint64_t intent_u64(const struct intent_field *f);
 /* Steps. Each returns 0 or a negative errno; `inode` and `entry` results may be NULL. -ENOTCONN: Redis was
  * away for too long, nobody knows whether the step was done; the list ends there and its intent stays. */
 int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out);
+/* -EPERM: the inode is immutable or append-only. One that is gone may go. */
+int step_may_go(struct meta *m, silt_ino ino);
+/* The reply of getxattr for a directory's default ACL. */
+int step_default_acl(struct meta *m, silt_ino dir, redisReply **out);
 int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struct entry *out);
 int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino dir, const char *name,
 	      size_t len, struct entry *out);
@@ -56,11 +60,13 @@ struct insert_args {
 	const char *name;
 	size_t len;
 	const struct entry *moved;
+	const struct entry *checked; /* file elsewhere that may be replaced; len 0: none */
 	const struct entry *gone; /* directory this transaction removed there; len 0: none */
 	bool noreplace, keep;
 	struct silt_time now;
 };
-/* *code: 0 done, 1 an intent for `old` was left, 2 nothing to do (two names of one file). */
+/* *code: 0 done, 1 an intent for `old` was left, 2 nothing to do (two names of one file), 3 `old`
+ * is elsewhere: see whether it may go, and try again with it as `checked`. */
 int step_insert(struct meta *m, const struct insert_args *a, int *code, struct entry *old,
 		struct silt_inode *old_inode);
 

@@ -90,6 +90,28 @@ int step_getattr(struct meta *m, silt_ino ino, struct silt_inode *out)
 	return rc;
 }
 
+int step_may_go(struct meta *m, silt_ino ino)
+{
+	struct silt_inode i;
+	int rc = step_getattr(m, ino, &i);
+	if (rc)
+		return rc == -ENOENT ? 0 : rc;
+	return i.attr.flags & (SILT_FLAG_IMMUTABLE | SILT_FLAG_APPEND) ? -EPERM : 0;
+}
+
+int step_default_acl(struct meta *m, silt_ino dir, redisReply **out)
+{
+	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_GETXATTR, 2, 0);
+	conn_arg_u64(&r, silt_ino_seq(dir));
+	conn_arg_str(&r, META_XATTR_DEFAULT_ACL);
+	int rc = call_step(m, F_GETXATTR, r, out, NULL);
+	if (rc) {
+		done_with(*out);
+		*out = NULL;
+	}
+	return rc;
+}
+
 int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struct entry *out)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_LOOKUP, 2, len);
@@ -237,7 +259,7 @@ int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char
 int step_insert(struct meta *m, const struct insert_args *a, int *code, struct entry *old,
 		struct silt_inode *old_inode)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir), F_X_INSERT, 13, a->len + 128);
+	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir), F_X_INSERT, 14, a->len + 128);
 	redisReply *reply = NULL;
 	long long c = 0;
 	conn_arg_str(&r, a->tx);
@@ -254,6 +276,7 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	conn_arg_str(&r, a->drop_tx);
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	conn_arg_str(&r, m->session_text);
+	conn_arg(&r, a->checked->v, a->checked->len);
 	int rc = call_step(m, F_X_INSERT, r, &reply, &c);
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	*code = (int)c;
