@@ -7,7 +7,7 @@
  * A flush waits for the segments of its epoch and older ones. When one of them fails it stays in
  * the buffer (readers still see its bytes), the flush reports the error, and the next flush tries
  * again. Data is given up at once when its file is gone (-ENOENT of the commit: deleted by another
- * mount). */
+ * mount) or may not be changed any more (-EPERM: made immutable by another mount). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,18 +117,18 @@ static void run_waiters(struct flush_wait *w)
 	}
 }
 
-/* The file of a segment is deleted, elsewhere unless we know of it. */
-static void note_gone_locked(struct node *n, const struct segment *s)
+/* The file of a segment is immutable (-EPERM) or deleted, elsewhere unless we know of it. */
+static void note_gone_locked(struct node *n, const struct segment *s, int err)
 {
 	if (n->deleted)
 		return;
-	silt_warn(n->fs->cfg.log, "inode %llu: deleted elsewhere, %u written bytes dropped",
-	          (unsigned long long)n->ino, s->len);
-	n->lost_err = -ESTALE;
+	silt_warn(n->fs->cfg.log, "inode %llu: %s elsewhere, %u written bytes dropped",
+	          (unsigned long long)n->ino, err == -EPERM ? "made immutable" : "deleted", s->len);
+	n->lost_err = err == -EPERM ? -EPERM : -ESTALE;
 	atomic_fetch_add(&n->error_seq, 1);
 }
 
-/* A segment has come to its end: stored (err 0), failed, or its file is gone. */
+/* A segment has come to its end: stored (err 0), failed, or its file is gone or immutable. */
 static void segment_end(struct segment *s, int err, bool gone)
 {
 	struct segment *chain = NULL;
@@ -139,7 +139,7 @@ static void segment_end(struct segment *s, int err, bool gone)
 	if (!err)
 		commit_locked(fs, n, s);
 	else if (gone)
-		note_gone_locked(n, s);
+		note_gone_locked(n, s, err);
 	write_buffer_complete(&n->buffer, s, err, gone);
 	if (!err)
 		node_stored_locked(fs, n);
@@ -162,17 +162,18 @@ static void segment_end(struct segment *s, int err, bool gone)
 
 static void gone_checked(void *arg, const struct meta_reply *reply)
 {
-	bool gone = reply->err == -ENOENT;
-	segment_end(arg, gone ? -ENOENT : -EIO, gone);
+	bool immutable = !reply->err && (reply->inode.attr.flags & SILT_FLAG_IMMUTABLE);
+	bool gone = reply->err == -ENOENT || immutable;
+	segment_end(arg, immutable ? -EPERM : gone ? -ENOENT : -EIO, gone);
 }
 
-/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's:
- * only the first is a reason to give bytes up, so it is asked. */
+/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's, -EPERM
+ * likewise: only the first is a reason to give bytes up, so it is asked. */
 static void segment_done(void *arg, int err)
 {
 	struct segment *s = arg;
 	struct node *n = s->owner;
-	if (err == -ENOENT)
+	if (err == -ENOENT || err == -EPERM)
 		meta_getattr(n->fs->cfg.meta, n->ino, gone_checked, s);
 	else
 		segment_end(s, err, false);

@@ -53,6 +53,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 		{ FUSE_CAP_ASYNC_DIO, "async_dio" },
 		{ FUSE_CAP_PARALLEL_DIROPS, "parallel_dirops" },
 		{ FUSE_CAP_CACHE_SYMLINKS, "cache_symlinks" },
+		{ FUSE_CAP_POSIX_ACL, "posix_acl" },
+		{ FUSE_CAP_DONT_MASK, NULL }, /* a default ACL counts instead of the umask */
 	};
 	fs_count(fs, KIND_INIT);
 	conn->want = 0;
@@ -110,6 +112,7 @@ static const struct fuse_lowlevel_ops operations = {
 	.getxattr = op_getxattr,
 	.listxattr = op_listxattr,
 	.removexattr = op_removexattr,
+	.ioctl = op_ioctl,
 };
 
 /* --- mounting ----------------------------------------------------------------------------- */
@@ -272,6 +275,8 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	if (!err)
 		err = dir_table_init(&fs->dirs);
 	if (!err)
+		err = flag_table_init(&fs->flags);
+	if (!err)
 		err = janitor_open(fs, &fs->janitor);
 	return err;
 }
@@ -373,6 +378,7 @@ void fs_close(struct fs *fs)
 	fresh_table_free(&fs->fresh);
 	opened_table_free(&fs->opened);
 	dir_table_free(&fs->dirs);
+	flag_table_free(&fs->flags);
 	request_pool_free(&fs->requests);
 	silt_cond_destroy(&fs->queue.clean);
 	silt_lock_destroy(&fs->queue.lock);

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fs/flag_table.h"
 #include "fs/fs.h"
 #include "fs/node.h"
 #include "fs/recent.h"
@@ -41,11 +42,13 @@ struct fs {
 	bool mounted;
 	uint64_t init_unique; /* of the INIT request; 0 when it was answered */
 	uint32_t init_flags;  /* what the kernel offers */
+	atomic_bool long_setxattr; /* the kernel sends the longer fuse_setxattr_in */
 	struct request_pool requests;
 	struct node_table nodes;
 	struct fresh_table fresh;
 	struct opened_table opened;
 	struct dir_table dirs;
+	struct flag_table flags;
 	struct open_dirs open_dirs;
 	struct write_pool pool;
 	struct write_queue queue;
@@ -85,6 +88,9 @@ void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
  * for another truncation. When the size was changed, or could not be, r->then(r, err) is called if
  * it is set (it owns r then), else SETATTR is answered. */
 void fs_setattr_begin(struct request *r);
+
+/* xattr.c: the reply to a change of an inode that left its bytes alone, perhaps an error. */
+void fs_changed(struct fs *fs, silt_ino ino, const struct meta_reply *reply);
 
 /* ops_write.c: a parked write goes on (err 0) or fails. */
 void fs_write_parked(struct request *r, int err);
@@ -146,6 +152,9 @@ void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 
+void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
+              unsigned flags, const void *in, size_t in_size, size_t out_size);
+
 /* --- transport.c -------------------------------------------------------------------------- */
 
 /* Puts itself between libfuse and the device, after fuse_session_mount(). */
@@ -153,6 +162,9 @@ int transport_attach(struct fs *fs);
 
 /* Did the request that this thread is handling say that set-id bits have to go? */
 bool transport_kill_suid(void);
+
+/* Did the SETXATTR of an access ACL say that the set-group-ID bit has to go? */
+bool transport_acl_clears_sgid(void);
 
 /* --- janitor.c ---------------------------------------------------------------------------- */
 int janitor_open(struct fs *fs, struct janitor **out);

@@ -212,6 +212,7 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 			a->uid = inode->attr.uid;
 			a->gid = inode->attr.gid;
 			a->nlink = inode->attr.nlink;
+			a->flags = inode->attr.flags;
 		}
 		if (unsure)
 			file_map_forget(&n->map);

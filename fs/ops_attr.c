@@ -100,6 +100,8 @@ static void getattr_done(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
 	struct silt_inode inode;
+	if (!reply->err)
+		flags_note(&r->fs->flags, &reply->inode.attr);
 	if (reply->err == -ENOENT && open_here(r, &inode))
 		reply_attr(r, &inode);
 	else if (reply->err)
@@ -163,6 +165,8 @@ static void setattr_done(void *arg, const struct meta_reply *reply)
 	if (!reply->err && S_ISDIR(reply->inode.attr.mode))
 		dir_put(&r->fs->dirs,
 		        &reply->inode.attr); /* over what an older reply noted meanwhile */
+	if (!reply->err)
+		flags_note(&r->fs->flags, &reply->inode.attr);
 	if (r->node && (r->valid & META_SET_SIZE))
 		node_unhold(r->fs, r->node);
 	setattr_end(r, &reply->inode, reply->err);

@@ -208,6 +208,9 @@ static void page_done(void *arg, const struct meta_reply *reply)
 		return;
 	}
 	*reply->keep_page = true;
+	for (size_t k = 0; k < reply->page->n; k++) /* now: the kernel may come for them later */
+		if (reply->page->v[k].has_inode)
+			flags_note(&r->fs->flags, &reply->page->v[k].inode.attr);
 	struct dir_page p = { .from = r->off, .page = reply->page, .attrs = r->plus };
 	/* Pages begin at a bucket's start or after the cookie: find the place in any case. */
 	size_t i = 0;

@@ -100,18 +100,30 @@ void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 /* --- OPEN --------------------------------------------------------------------------------- */
 
+/* What immutable and append-only files may be opened for. The kernel doesn't know that they are. */
+static int check_flags(const struct silt_attr *a, int flags)
+{
+	bool changes = writable(flags) || (flags & O_TRUNC);
+	if ((a->flags & SILT_FLAG_IMMUTABLE) && changes)
+		return -EPERM;
+	if ((a->flags & SILT_FLAG_APPEND) && changes && (!(flags & O_APPEND) || (flags & O_TRUNC)))
+		return -EPERM;
+	return 0;
+}
+
 /* Answers OPEN or CREATE with a handle on `inode`. */
 static void open_with(struct request *r, const struct silt_inode *inode)
 {
 	struct fs *fs = r->fs;
 	struct fuse_file_info fi = { .flags = r->flags };
 	struct silt_inode seen = *inode;
-	int rc = -EINTR;
-	struct handle *h = fs_handle_new(fs, inode, r->flags);
+	int rc = check_flags(&inode->attr, r->flags);
+	struct handle *h = rc ? NULL : fs_handle_new(fs, inode, r->flags);
 	if (!h) {
-		request_end_err(r, -ENOMEM);
+		request_end_err(r, rc ? rc : -ENOMEM);
 		return;
 	}
+	rc = -EINTR;
 	fi.fh = (uintptr_t)h;
 	fi.noflush = !writable(r->flags);
 	fs_overlay(fs, &seen);
@@ -186,6 +198,8 @@ static void open_getattr(void *arg, const struct meta_reply *reply)
 	struct request *r = arg;
 	struct silt_inode inode;
 	if (!reply->err)
+		flags_note(&r->fs->flags, &reply->inode.attr);
+	if (!reply->err)
 		open_listed(r, &reply->inode);
 	else if (reply->err == -ENOENT && node_inode(r, &inode))
 		open_with(r, &inode);
@@ -246,8 +260,14 @@ static void create_done(void *arg, const struct meta_reply *reply)
 		request_end_err(r, reply->err);
 		return;
 	}
+	flags_note(&r->fs->flags, &reply->dir);
+	flags_note(&r->fs->flags, a);
 	if (!reply->existed) {
 		open_with(r, &reply->inode);
+		return;
+	}
+	if (S_ISREG(a->mode) && (a->flags & SILT_FLAG_ACL)) {
+		request_end_err(r, -ESTALE); /* the kernel tries again, and checks the ACL */
 		return;
 	}
 	if (!S_ISREG(a->mode) || !may_open(r, a)) {
@@ -272,6 +292,7 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	struct meta_make how = { .mode = S_IFREG | (mode & 07777),
 		                 .uid = r->uid,
 		                 .gid = r->gid,
+		                 .umask = fuse_req_ctx(req)->umask & 0777,
 		                 .open_existing = !(fi->flags & O_EXCL),
 		                 .now = fs_now() };
 	request_arm(r);

@@ -39,10 +39,22 @@ static void note_parent(struct request *r, const struct meta_reply *reply)
 {
 	if (r->kind == KIND_LOOKUP)
 		return;
-	if (reply->dir.ino)
+	if (reply->dir.ino) {
 		dir_put(&r->fs->dirs, &reply->dir);
-	else
+		flags_note(&r->fs->flags, &reply->dir);
+	} else {
 		dir_drop(&r->fs->dirs, r->dir);
+	}
+}
+
+/* What kinds of attributes the inode has. A link across shards is told on a thread of its own, perhaps
+ * after a change that came later. */
+static void note_flags(struct request *r, const struct silt_inode *inode)
+{
+	if (r->kind == KIND_LINK)
+		flags_drop(&r->fs->flags, inode->attr.ino);
+	else
+		flags_note(&r->fs->flags, &inode->attr);
 }
 
 /* Answers with the entry of the reply's inode. */
@@ -57,6 +69,7 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	}
 	struct silt_inode inode = reply->inode;
 	struct fuse_entry_param e;
+	note_flags(r, &inode);
 	if (r->kind == KIND_LINK)
 		fresh_drop(&fs->fresh, r->ino);
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
@@ -99,6 +112,7 @@ static void make(fuse_req_t req, enum fuse_kind kind, fuse_ino_t parent, const c
 	struct meta_make how = { .mode = mode,
 		                 .uid = r->uid,
 		                 .gid = r->gid,
+		                 .umask = fuse_req_ctx(req)->umask & 0777,
 		                 .rdev = (uint32_t)rdev,
 		                 .target = target,
 		                 .target_len = target ? strlen(target) : 0,

@@ -6,17 +6,32 @@
  * Hot path: one lock (the node's), one copy, no allocation unless a segment grows; bench/ watches
  * sequential write. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "fs/fs_impl.h"
 
+/* An immutable file may be one that was opened before. Of an append-only one the kernel would let
+ * O_APPEND be taken away from the open file. */
+static bool forbidden(const struct node *n, uint64_t off, int flags)
+{
+	if (n->attr.flags & SILT_FLAG_IMMUTABLE)
+		return true;
+	return (n->attr.flags & SILT_FLAG_APPEND) && !(flags & O_APPEND) && off < node_size_locked(n);
+}
+
 /* Puts the bytes into the buffer and sends what is full. Returns the number taken or -errno. */
-static ssize_t put(struct fs *fs, struct node *n, uint64_t off, const void *data, size_t size)
+static ssize_t put(struct fs *fs, struct node *n, uint64_t off, const void *data, size_t size,
+                   int flags)
 {
 	struct segment *chain = NULL;
 	size_t taken;
 	silt_lock(&n->lock);
+	if (forbidden(n, off, flags)) {
+		silt_unlock(&n->lock);
+		return -EPERM;
+	}
 	int err = write_buffer_put(&n->buffer, off, data, size, fs_now(), &taken);
 	node_note_dirty_locked(fs, n);
 	write_buffer_seal(&n->buffer, SEAL_FULL, n->held ? n->held_epoch : UINT64_MAX, &chain);
@@ -33,7 +48,7 @@ void fs_write_parked(struct request *r, int err)
 		request_free(r);
 		return;
 	}
-	ssize_t n = err ? err : put(r->fs, r->node, r->off, r->buf, r->size);
+	ssize_t n = err ? err : put(r->fs, r->node, r->off, r->buf, r->size, r->flags);
 	if (n < 0)
 		fuse_reply_err(r->req, (int)-n);
 	else
@@ -42,7 +57,7 @@ void fs_write_parked(struct request *r, int err)
 }
 
 static void park(fuse_req_t req, struct handle *h, fuse_ino_t ino, const char *buf, size_t size,
-                 off_t off)
+                 off_t off, int flags)
 {
 	struct request *r = request_begin(req, KIND_WRITE, ino);
 	if (!r)
@@ -52,6 +67,7 @@ static void park(fuse_req_t req, struct handle *h, fuse_ino_t ino, const char *b
 	r->node = h->node;
 	node_ref(fs, r->node);
 	r->off = (uint64_t)off;
+	r->flags = flags;
 	r->size = size;
 	r->buf = malloc(size);
 	if (!r->buf) {
@@ -85,11 +101,11 @@ void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		return;
 	}
 	if (atomic_load(&fs->queue.nparked) > 0 || (used > 0 && used + size > fs->pool.budget)) {
-		park(req, h, ino, buf, size, off);
+		park(req, h, ino, buf, size, off, fi->flags);
 		return;
 	}
 	fs_count(fs, KIND_WRITE);
-	ssize_t n = size ? put(fs, h->node, (uint64_t)off, buf, size) : 0;
+	ssize_t n = size ? put(fs, h->node, (uint64_t)off, buf, size, fi->flags) : 0;
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

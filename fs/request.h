@@ -40,7 +40,7 @@ struct dir_handle;
 	X(READDIR, "readdir") X(READDIRPLUS, "readdirplus") X(RELEASEDIR, "releasedir")            \
 	X(FSYNCDIR, "fsyncdir") X(STATFS, "statfs") X(SETXATTR, "setxattr")                        \
 	X(GETXATTR, "getxattr") X(LISTXATTR, "listxattr") X(REMOVEXATTR, "removexattr")            \
-	X(CREATE, "create")
+	X(CREATE, "create") X(IOCTL, "ioctl")
 /* clang-format on */
 
 enum fuse_kind {

@@ -5,6 +5,10 @@
  * whenever bytes or the owner change, and the kernel says with each request whether the caller's
  * privileges ask for that. The flag is added to the answer to INIT when the kernel offers it; the
  * bit of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread.
+ *
+ * FUSE_SETXATTR_EXT: SETXATTR gets a word more, which says whether setting an access ACL takes the
+ * set-group-ID bit away (the caller is not in the group). The request is made the short one again that
+ * libfuse expects, and the word is kept likewise.
  */
 #include <errno.h>
 #include <linux/fuse.h>
@@ -21,11 +25,40 @@
 #define FATTR_KILL_SUIDGID (1 << 11)
 #endif
 
-static __thread bool kill_suid; /* of the request being handled by this thread */
+#ifndef FUSE_SETXATTR_EXT
+#define FUSE_SETXATTR_EXT (1 << 29)
+#endif
+#define ADDED_FLAGS (FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT)
+
+/* fuse_setxattr_in, whose second half the header of libfuse's time may not have. */
+#define SETXATTR_SHORT   8
+#define SETXATTR_LONG    16
+#define SETXATTR_NO_SGID 1u
+
+/* Of the request being handled by this thread. */
+static __thread bool kill_suid, acl_clears_sgid;
 
 bool transport_kill_suid(void)
 {
 	return kill_suid;
+}
+
+bool transport_acl_clears_sgid(void)
+{
+	return acl_clears_sgid;
+}
+
+/* Takes the longer half out of a SETXATTR of `n` bytes; returns how many are left. */
+static ssize_t shorten_setxattr(struct fuse_in_header *in, ssize_t n)
+{
+	uint8_t *arg = (uint8_t *)(in + 1);
+	uint32_t flags;
+	memcpy(&flags, arg + SETXATTR_SHORT, sizeof(flags));
+	acl_clears_sgid = flags & SETXATTR_NO_SGID;
+	memmove(arg + SETXATTR_SHORT, arg + SETXATTR_LONG,
+	        (size_t)n - sizeof(*in) - SETXATTR_LONG);
+	in->len -= SETXATTR_LONG - SETXATTR_SHORT;
+	return n - (SETXATTR_LONG - SETXATTR_SHORT);
 }
 
 static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
@@ -34,13 +67,16 @@ static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
 	ssize_t n = read(fd, buf, len);
 	if (n < (ssize_t)sizeof(struct fuse_in_header))
 		return n;
-	const struct fuse_in_header *in = buf;
+	struct fuse_in_header *in = buf;
 	const void *arg = in + 1;
 	size_t arg_len = (size_t)n - sizeof(*in);
-	kill_suid = false;
+	kill_suid = acl_clears_sgid = false;
 	if (in->opcode == FUSE_SETATTR && arg_len >= sizeof(struct fuse_setattr_in)) {
 		const struct fuse_setattr_in *set = arg;
 		kill_suid = set->valid & FATTR_KILL_SUIDGID;
+	} else if (in->opcode == FUSE_SETXATTR && arg_len > SETXATTR_LONG &&
+	           atomic_load_explicit(&fs->long_setxattr, memory_order_relaxed)) {
+		return shorten_setxattr(in, n);
 	} else if (in->opcode == FUSE_INIT && arg_len >= 16) {
 		const struct fuse_init_in *init = arg;
 		fs->init_unique = in->unique;
@@ -57,7 +93,9 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 		fs->init_unique = 0;
 		if (count == 2 && iov[1].iov_len >= offsetof(struct fuse_init_out, max_write)) {
 			struct fuse_init_out *init = iov[1].iov_base;
-			init->flags |= fs->init_flags & FUSE_HANDLE_KILLPRIV_V2;
+			init->flags |= fs->init_flags & ADDED_FLAGS;
+			atomic_store(&fs->long_setxattr,
+			             (fs->init_flags & FUSE_SETXATTR_EXT) != 0);
 		}
 		janitor_ready(fs->janitor);
 	}

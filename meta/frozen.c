@@ -1,7 +1,8 @@
-/* May the inodes go whose names an unlink or rename takes away? An immutable or append-only one may not.
- * The functions look by themselves at inodes in their own shard. Of others they give the entries back,
- * with nothing done; the inodes are looked at here, one after the other, and the operation is sent again
- * with those entries as proof. If a name is another inode's by then, it begins anew. */
+/* May the inodes go whose names an unlink or rename takes away? An immutable or append-only one may
+ * not. The functions look by themselves at inodes in their own shard. Of others they give the
+ * entries back, with nothing done; the inodes are looked at here, one after the other, and the
+ * operation is sent again with those entries as proof. If a name is another inode's by then, it
+ * begins anew. */
 #include "meta/engine.h"
 
 #include <errno.h>
@@ -54,10 +55,10 @@ void frozen_check(struct op *op, const redisReply *reply)
 		if (!e || e->len == 0)
 			continue;
 		if (e->len > sizeof(op->checked) / 2 ||
-		    record_entry_decode(silt_ino_shard(op->dir), e->str, e->len, &type, &c->todo[c->n],
-					&moving)) {
+		    record_entry_decode(silt_ino_shard(op->dir), e->str, e->len, &type,
+		                        &c->todo[c->n], &moving)) {
 			silt_error(op->m->log, "a directory entry in inode %llu is damaged",
-				   (unsigned long long)op->dir);
+			           (unsigned long long)op->dir);
 			silt_count(op->m->metrics, M_META_DAMAGED, 1);
 			err = -EIO;
 			break;

@@ -17,7 +17,7 @@ static void got_xattr(void *arg, int err, redisReply *reply)
 	const redisReply *data = !r.err && op->attrs ? reply_at(reply, 1) : NULL;
 	if (!r.err && op->attrs && (!data || data->len > META_XATTR_VALUE_MAX)) {
 		silt_error(op->m->log, "an extended attribute of inode %llu is damaged",
-			   (unsigned long long)op->ino);
+		           (unsigned long long)op->ino);
 		silt_count(op->m->metrics, M_META_DAMAGED, 1);
 		r.err = -EIO;
 	}
@@ -31,8 +31,8 @@ static void got_xattr(void *arg, int err, redisReply *reply)
 }
 
 /* `attrs` of the operation: the reply has data. */
-static struct op *begin(struct meta *m, enum meta_function fn, silt_ino ino, const char *name, bool data,
-			meta_done done, void *arg)
+static struct op *begin(struct meta *m, enum meta_function fn, silt_ino ino, const char *name,
+                        bool data, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, fn, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
@@ -68,7 +68,7 @@ void meta_listxattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 }
 
 void meta_setxattr(struct meta *m, silt_ino ino, const char *name, const void *value, size_t len,
-		   unsigned how, struct silt_time now, meta_done done, void *arg)
+                   unsigned how, struct silt_time now, meta_done done, void *arg)
 {
 	struct op *op = begin(m, F_SETXATTR, ino, name, false, done, arg);
 	if (!op)
@@ -89,7 +89,7 @@ void meta_setxattr(struct meta *m, silt_ino ino, const char *name, const void *v
 }
 
 void meta_removexattr(struct meta *m, silt_ino ino, const char *name, struct silt_time now,
-		      meta_done done, void *arg)
+                      meta_done done, void *arg)
 {
 	struct op *op = begin(m, F_REMOVEXATTR, ino, name, false, done, arg);
 	if (!op)
@@ -103,8 +103,8 @@ void meta_removexattr(struct meta *m, silt_ino ino, const char *name, struct sil
 	call_send(m, F_REMOVEXATTR, r, got_xattr, op);
 }
 
-void meta_set_flags(struct meta *m, silt_ino ino, unsigned flags, struct silt_time now, meta_done done,
-		    void *arg)
+void meta_set_flags(struct meta *m, silt_ino ino, unsigned flags, struct silt_time now,
+                    meta_done done, void *arg)
 {
 	struct op *op = begin(m, F_SET_FLAGS, ino, NULL, false, done, arg);
 	if (!op)

@@ -27,7 +27,8 @@ static int teardown(void **state)
 	return 0;
 }
 
-static int set_n(struct meta *m, silt_ino ino, const char *name, const void *v, size_t n, unsigned how)
+static int set_n(struct meta *m, silt_ino ino, const char *name, const void *v, size_t n,
+                 unsigned how)
 {
 	return DO(meta_setxattr(m, ino, name, v, n, how, now(), meta_wait_done, &w_), NULL);
 }
@@ -47,7 +48,8 @@ static int set_flags(struct meta *m, silt_ino ino, unsigned flags)
 	return DO(meta_set_flags(m, ino, flags, now(), meta_wait_done, &w_), NULL);
 }
 
-static int setattr(struct meta *m, silt_ino ino, unsigned what, struct silt_attr v, struct silt_time t)
+static int setattr(struct meta *m, silt_ino ino, unsigned what, struct silt_attr v,
+                   struct silt_time t)
 {
 	return DO(meta_setattr(m, ino, what, &v, t, meta_wait_done, &w_), NULL);
 }
@@ -107,8 +109,10 @@ static size_t acl_of(const char *text, uint8_t *out)
 		}
 		unsigned perm = (unsigned)(p[1] - '0');
 		p += p[2] ? 3 : 2;
-		uint8_t e[8] = { (uint8_t)tag, 0, (uint8_t)perm, 0, (uint8_t)id, (uint8_t)(id >> 8),
-				 (uint8_t)(id >> 16), (uint8_t)(id >> 24) };
+		uint8_t e[8] = { (uint8_t)tag,        0,
+			         (uint8_t)perm,       0,
+			         (uint8_t)id,         (uint8_t)(id >> 8),
+			         (uint8_t)(id >> 16), (uint8_t)(id >> 24) };
 		memcpy(out + n, e, 8);
 		n += 8;
 	}
@@ -127,12 +131,19 @@ static void expect_acl(struct meta *m, silt_ino ino, const char *name, const cha
 	expect_n(m, ino, name, text ? b : NULL, text ? acl_of(text, b) : 0);
 }
 
-static silt_ino make_masked(struct meta *m, silt_ino dir, const char *name, uint32_t mode, uint32_t umask)
+static silt_ino make_masked(struct meta *m, silt_ino dir, const char *name, uint32_t mode,
+                            uint32_t umask)
 {
-	struct meta_make how = { .mode = mode, .umask = umask, .uid = 5, .gid = 6, .now = now(),
-				 .target = "t", .target_len = 1 };
+	struct meta_make how = { .mode = mode,
+		                 .umask = umask,
+		                 .uid = 5,
+		                 .gid = 6,
+		                 .now = now(),
+		                 .target = "t",
+		                 .target_len = 1 };
 	struct meta_reply r;
-	assert_int_equal(DO(meta_make(m, dir, name, strlen(name), &how, meta_wait_done, &w_), &r), 0);
+	assert_int_equal(DO(meta_make(m, dir, name, strlen(name), &how, meta_wait_done, &w_), &r),
+	                 0);
 	return r.inode.attr.ino;
 }
 
@@ -201,7 +212,8 @@ static void test_limits(void **state)
 	expect_n(m, f, "user.big", big, 65536);
 	/* a MiB in all: 15 such values, not 16 */
 	int n = 0, rc = 0;
-	while (n < 30 && (snprintf(name, 20, "user.%d", n), rc = set_n(m, f, name, big, 65536, 0)) == 0)
+	while (n < 30 &&
+	       (snprintf(name, 20, "user.%d", n), rc = set_n(m, f, name, big, 65536, 0)) == 0)
 		n++;
 	assert_int_equal(rc, -ENOSPC);
 	assert_int_equal(n, 14);
@@ -238,8 +250,9 @@ static void test_capability(void **state)
 	static const char cap[] = "security.capability";
 	silt_ino f = must_make(m, 1, "f", S_IFREG | 0755);
 	assert_int_equal(set(m, f, "user.a", "1", 0), 0);
-	struct meta_commit c = { .ino = f, .mtime = now(),
-				 .extent = { .len = 10, .pack = 1, .stored = 10 } };
+	struct meta_commit c = { .ino = f,
+		                 .mtime = now(),
+		                 .extent = { .len = 10, .pack = 1, .stored = 10 } };
 	assert_int_equal(set(m, f, cap, "c", 0), 0);
 	assert_int_equal(chmod_(m, f, 0700), 0);
 	expect(m, f, cap, "c");
@@ -250,8 +263,9 @@ static void test_capability(void **state)
 	assert_int_equal(resize_(m, f, 5), 0);
 	expect(m, f, cap, NULL);
 	assert_int_equal(set(m, f, cap, "c", 0), 0);
-	assert_int_equal(setattr(m, f, META_SET_UID | META_CLEAR_SUID, (struct silt_attr){ .uid = 9 }, now()),
-			 0);
+	assert_int_equal(setattr(m, f, META_SET_UID | META_CLEAR_SUID,
+	                         (struct silt_attr){ .uid = 9 }, now()),
+	                 0);
 	expect(m, f, cap, NULL);
 	expect(m, f, "user.a", "1");
 	assert_int_equal(set(m, f, cap, "c", 0), 0);
@@ -304,9 +318,18 @@ static void test_refused_acls(void **state)
 	silt_ino d = must_make(m, 1, "d", S_IFDIR | 0755);
 	silt_ino l = make_masked(m, 1, "l", S_IFLNK | 0777, 0);
 	static const char *const bad[] = {
-		"", "u::7", "u::7 g::7", "g::7 u::7 o::7", "u::7 u::7 g::7 o::7", "u::7 g::7 o::7 o::7",
-		"u::7 u:1:7 g::7 o::7", "u::7 g::7 g:1:7 o::7", "u::7 g::7 u:1:7 m::7 o::7",
-		"u::7 u:4294967295:7 g::7 m::7 o::7", "u::8 g::7 o::7", "u::7 g::7 m::7 m::7 o::7",
+		"",
+		"u::7",
+		"u::7 g::7",
+		"g::7 u::7 o::7",
+		"u::7 u::7 g::7 o::7",
+		"u::7 g::7 o::7 o::7",
+		"u::7 u:1:7 g::7 o::7",
+		"u::7 g::7 g:1:7 o::7",
+		"u::7 g::7 u:1:7 m::7 o::7",
+		"u::7 u:4294967295:7 g::7 m::7 o::7",
+		"u::8 g::7 o::7",
+		"u::7 g::7 m::7 m::7 o::7",
 	};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
 		assert_int_equal(set_acl(m, f, ACL, bad[i], 0), -EINVAL);
@@ -363,7 +386,7 @@ static void test_inheritance(void **state)
 		snprintf(name, sizeof(name), "s%d", i);
 		at = make_masked(m, at, name, S_IFDIR | 0770, 022);
 		assert_int_equal(attr_of(m, at).flags & ~SILT_FLAG_LEASED,
-				 SILT_FLAG_ACL | SILT_FLAG_DEFAULT_ACL);
+		                 SILT_FLAG_ACL | SILT_FLAG_DEFAULT_ACL);
 		assert_int_equal(perms(m, at), 0770);
 		expect_acl(m, at, ACL, "u::7 u:7:5 g::5 m::7 o::0");
 		expect_acl(m, at, DACL, "u::7 u:7:5 g::5 m::7 o::4");
@@ -386,8 +409,9 @@ static void test_immutable(void **state)
 	silt_ino d = must_make(m, 1, "d", S_IFDIR | 0755);
 	silt_ino f = must_make(m, d, "f", S_IFREG | 0644);
 	must_make(m, d, "other", S_IFREG | 0644);
-	struct meta_commit c = { .ino = f, .mtime = now(),
-				 .extent = { .len = 10, .pack = 1, .stored = 10 } };
+	struct meta_commit c = { .ino = f,
+		                 .mtime = now(),
+		                 .extent = { .len = 10, .pack = 1, .stored = 10 } };
 	assert_int_equal(set_flags(m, f, SILT_FLAG_IMMUTABLE), 0);
 	assert_int_equal(attr_of(m, f).flags, SILT_FLAG_IMMUTABLE);
 	struct silt_attr before = attr_of(m, f);
@@ -437,7 +461,9 @@ static void test_append_only(void **state)
 	struct silt_attr v = { .uid = 1, .size = 3, .mode = 0600, .atime = t, .mtime = t };
 	silt_ino d = must_make(m, 1, "d", S_IFDIR | 0755);
 	silt_ino f = must_make(m, d, "f", S_IFREG | 0644);
-	struct meta_commit c = { .ino = f, .mtime = t, .extent = { .len = 10, .pack = 1, .stored = 10 } };
+	struct meta_commit c = { .ino = f,
+		                 .mtime = t,
+		                 .extent = { .len = 10, .pack = 1, .stored = 10 } };
 	assert_int_equal(set_flags(m, f, SILT_FLAG_APPEND), 0);
 	assert_int_equal(commit_(m, &c, 1), 0);
 	assert_int_equal(c.err, 0);
