@@ -1,8 +1,9 @@
-/* IOCTL: the attributes that lsattr and chattr know, of which there are two, immutable and append-only
- * (FS_IOC_GETFLAGS, _SETFLAGS, _FSGETXATTR, _FSSETXATTR). Redis refuses what they forbid; opening and
- * writing are checked by this mount (ops_file.c, ops_write.c), because the kernel doesn't look at them
- * in a FUSE file system. It does check who may change them (since 5.13); the capability is looked at
- * here too, for it decides what even root of a container may not do.
+/* IOCTL: the attributes that lsattr and chattr know, of which there are two, immutable and
+ * append-only (FS_IOC_GETFLAGS, _SETFLAGS, _FSGETXATTR, _FSSETXATTR). Redis refuses what they
+ * forbid; opening and writing are checked by this mount (ops_file.c, ops_write.c), because the
+ * kernel doesn't look at them in a FUSE file system. It does check who may change them
+ * (since 5.13); the capability is looked at here too, for it decides what even root of a container
+ * may not do.
  *
  * Bytes that were written before a file becomes immutable are stored first. */
 #include <errno.h>
@@ -94,13 +95,27 @@ static int take_flags(unsigned cmd, const void *in, size_t size, unsigned *out)
 	return flags & ~known ? -EOPNOTSUPP : 0;
 }
 
+/* For a caller without the capability: setting what is set already is allowed. */
+static void compare_done(void *arg, const struct meta_reply *reply)
+{
+	struct request *r = arg;
+	unsigned now = reply->inode.attr.flags & (SILT_FLAG_IMMUTABLE | SILT_FLAG_APPEND);
+	if (reply->err || now != r->valid)
+		request_end_err(r, reply->err ? reply->err : -EPERM);
+	else
+		set_send(r);
+}
+
 static void set(struct request *r, unsigned cmd, const void *in, size_t size)
 {
 	int err = take_flags(cmd, in, size, &r->valid);
-	if (!err && !caller_can(r->pid, r->uid, CAP_LINUX_IMMUTABLE))
-		err = -EPERM;
 	if (err) {
 		request_end_err(r, err);
+		return;
+	}
+	if (!caller_can(r->pid, r->uid, CAP_LINUX_IMMUTABLE)) {
+		request_arm(r);
+		meta_getattr(r->fs->cfg.meta, r->ino, compare_done, r);
 		return;
 	}
 	if (r->valid & SILT_FLAG_IMMUTABLE)

@@ -47,8 +47,8 @@ static void note_parent(struct request *r, const struct meta_reply *reply)
 	}
 }
 
-/* What kinds of attributes the inode has. A link across shards is told on a thread of its own, perhaps
- * after a change that came later. */
+/* What kinds of attributes the inode has. A link across shards is told on a thread of its own,
+ * perhaps after a change that came later. */
 static void note_flags(struct request *r, const struct silt_inode *inode)
 {
 	if (r->kind == KIND_LINK)

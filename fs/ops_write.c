@@ -18,7 +18,8 @@ static bool forbidden(const struct node *n, uint64_t off, int flags)
 {
 	if (n->attr.flags & SILT_FLAG_IMMUTABLE)
 		return true;
-	return (n->attr.flags & SILT_FLAG_APPEND) && !(flags & O_APPEND) && off < node_size_locked(n);
+	return (n->attr.flags & SILT_FLAG_APPEND) && !(flags & O_APPEND) &&
+	       off < node_size_locked(n);
 }
 
 /* Puts the bytes into the buffer and sends what is full. Returns the number taken or -errno. */

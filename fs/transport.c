@@ -7,8 +7,8 @@
  * bit of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread.
  *
  * FUSE_SETXATTR_EXT: SETXATTR gets a word more, which says whether setting an access ACL takes the
- * set-group-ID bit away (the caller is not in the group). The request is made the short one again that
- * libfuse expects, and the word is kept likewise.
+ * set-group-ID bit away (the caller is not in the group). The request is made the short one again
+ * that libfuse expects, and the word is kept likewise.
  */
 #include <errno.h>
 #include <linux/fuse.h>
@@ -55,8 +55,7 @@ static ssize_t shorten_setxattr(struct fuse_in_header *in, ssize_t n)
 	uint32_t flags;
 	memcpy(&flags, arg + SETXATTR_SHORT, sizeof(flags));
 	acl_clears_sgid = flags & SETXATTR_NO_SGID;
-	memmove(arg + SETXATTR_SHORT, arg + SETXATTR_LONG,
-	        (size_t)n - sizeof(*in) - SETXATTR_LONG);
+	memmove(arg + SETXATTR_SHORT, arg + SETXATTR_LONG, (size_t)n - sizeof(*in) - SETXATTR_LONG);
 	in->len -= SETXATTR_LONG - SETXATTR_SHORT;
 	return n - (SETXATTR_LONG - SETXATTR_SHORT);
 }
@@ -94,8 +93,7 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 		if (count == 2 && iov[1].iov_len >= offsetof(struct fuse_init_out, max_write)) {
 			struct fuse_init_out *init = iov[1].iov_base;
 			init->flags |= fs->init_flags & ADDED_FLAGS;
-			atomic_store(&fs->long_setxattr,
-			             (fs->init_flags & FUSE_SETXATTR_EXT) != 0);
+			atomic_store(&fs->long_setxattr, (fs->init_flags & FUSE_SETXATTR_EXT) != 0);
 		}
 		janitor_ready(fs->janitor);
 	}

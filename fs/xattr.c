@@ -1,13 +1,15 @@
 /* Extended attributes: GETXATTR, SETXATTR, LISTXATTR, REMOVEXATTR.
  *
- * Namespaces are user, trusted, security and the two ACLs; every other name gets EOPNOTSUPP. The kernel
- * has checked who may use which, with one exception: it lists trusted ones to everybody, so they are
- * left out here. What inodes have no attributes of a kind is answered without Redis (flag_table.h).
+ * Namespaces are user, trusted, security and the two ACLs; every other name gets EOPNOTSUPP. The
+ * kernel has checked who may use which, with one exception: it lists trusted ones to everybody, so
+ * they are left out here. What inodes have no attributes of a kind is answered without Redis
+ * (flag_table.h).
  *
- * user.siltfs.* are virtual, those of fs.h; they are not listed (tar and cp -a would try to copy them).
+ * user.siltfs.* are virtual, those of fs.h; they are not listed (tar and cp -a would try to copy
+ * them).
  *
- * A program's capabilities (security.capability) go when its bytes change, which Redis learns with the
- * commit: so bytes written before they are set are stored first.
+ * A program's capabilities (security.capability) go when its bytes change, which Redis learns with
+ * the commit: so bytes written before they are set are stored first.
  *
  * ENOSYS would make the kernel never ask again, for any name, so it can't be used. */
 #include <errno.h>
@@ -103,16 +105,19 @@ static void getxattr_done(void *arg, const struct meta_reply *reply)
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct fs *fs = fuse_req_userdata(req);
-	unsigned flags, err = (unsigned)-check_name(name);
-	if (!err && !is_virtual(name) && flags_get(&fs->flags, ino, fs->cfg.attr_timeout, &flags) &&
-	    !(flags & flag_of(name)))
-		err = ENODATA;
-	if (err || is_virtual(name)) {
+	unsigned flags;
+	int err = check_name(name);
+	if (is_virtual(name)) {
 		fs_count(fs, KIND_GETXATTR);
-		if (err)
-			fuse_reply_err(req, (int)err);
-		else
-			reply_virtual(req, ino, name, size);
+		reply_virtual(req, ino, name, size);
+		return;
+	}
+	if (!err && flags_get(&fs->flags, ino, fs->cfg.attr_timeout, &flags) &&
+	    !(flags & flag_of(name)))
+		err = -ENODATA;
+	if (err) {
+		fs_count(fs, KIND_GETXATTR);
+		fuse_reply_err(req, -err);
 		return;
 	}
 	struct request *r = request_begin(req, KIND_GETXATTR, ino);
@@ -132,7 +137,8 @@ static size_t visible(const struct request *r, const char *names, size_t len, ch
 	for (size_t at = 0; at < len;) {
 		size_t n = strnlen(names + at, len - at) + 1;
 		bool show = at + n <= len;
-		if (show && n >= sizeof(hidden) && !memcmp(names + at, hidden, sizeof(hidden) - 1)) {
+		if (show && n >= sizeof(hidden) &&
+		    !memcmp(names + at, hidden, sizeof(hidden) - 1)) {
 			if (!asked)
 				admin = caller_can(r->pid, r->uid, CAP_SYS_ADMIN);
 			asked = true;

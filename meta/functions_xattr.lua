@@ -63,7 +63,9 @@ do
 
   local function kept_acl(T, q, name)
     local s = call('HGET', key_of(T, q), name)
-    return s and parse_acl(s) or damaged(name .. ' of inode ' .. shard_of(T) .. ':' .. fmt('%.0f', q))
+    local a = s and parse_acl(s)
+    if not a then damaged(name .. ' of inode ' .. shard_of(T) .. ':' .. fmt('%.0f', q)) end
+    return a, s
   end
 
   local function with_perms(mode, u, g, o)
@@ -142,7 +144,14 @@ do
     local T, q, name = K[1], tonumber(A[1]), A[2]
     local r, s = get(T, q)
     if not r then return ENOENT end
-    local v = has_flag(r, FLAG_OF[name] or XATTRS) and call('HGET', key_of(T, q), name)
+    local v, _
+    if not has_flag(r, FLAG_OF[name] or XATTRS) then
+      v = false
+    elseif FLAG_OF[name] then
+      _, v = kept_acl(T, q, name)
+    else
+      v = call('HGET', key_of(T, q), name)
+    end
     return { v and 0 or 1, v or '', s }
   end
 
