@@ -126,6 +126,40 @@ static void strike_writes(struct round *t)
 	assert_int_equal(usage_of(see).bytes, t->base.bytes + 60);
 }
 
+static int setxattr_(struct meta *m, silt_ino ino, const char *name, unsigned how)
+{
+	return DO(meta_setxattr(m, ino, name, "v", 1, how, now(), meta_wait_done, &w_), NULL);
+}
+
+static int removexattr_(struct meta *m, silt_ino ino, const char *name)
+{
+	return DO(meta_removexattr(m, ino, name, now(), meta_wait_done, &w_), NULL);
+}
+
+static int set_flags_(struct meta *m, silt_ino ino, unsigned flags)
+{
+	return DO(meta_set_flags(m, ino, flags, now(), meta_wait_done, &w_), NULL);
+}
+
+/* An attribute that must be new, then must be there, then goes; what fails, fails. A file that was
+ * made immutable may not go. */
+static void strike_attributes(struct round *t)
+{
+	struct meta *m = t->f->m, *see = t->f->see;
+	struct meta_reply r;
+	assert_int_equal(STRIKE(t, setxattr_(m, t->ino, "user.a", META_XATTR_CREATE)), 0);
+	assert_int_equal(attr_of(see, t->ino).flags, SILT_FLAG_XATTRS);
+	assert_int_equal(STRIKE(t, setxattr_(m, t->ino, "user.a", META_XATTR_CREATE)), -EEXIST);
+	assert_int_equal(STRIKE(t, setxattr_(m, t->ino, "user.b", META_XATTR_REPLACE)), -ENODATA);
+	assert_int_equal(STRIKE(t, removexattr_(m, t->ino, "user.a")), 0);
+	assert_int_equal(STRIKE(t, removexattr_(m, t->ino, "user.a")), -ENODATA);
+	assert_int_equal(attr_of(see, t->ino).flags, 0);
+	assert_int_equal(STRIKE(t, set_flags_(m, t->ino, SILT_FLAG_IMMUTABLE)), 0);
+	assert_int_equal(STRIKE(t, unlink_(m, t->d1, "f", false, &r)), -EPERM);
+	assert_int_equal(STRIKE(t, set_flags_(m, t->ino, 0)), 0);
+	assert_int_equal(attr_of(see, t->ino).flags, 0);
+}
+
 /* One of several names; one that is not there; one in the other directory. */
 static void strike_unlinks(struct round *t)
 {
@@ -216,6 +250,7 @@ static int strike_all(struct fixture *f, int skip, enum fault how)
 	t.base = usage_of(f->see);
 	strike_makes_and_links(&t);
 	strike_writes(&t);
+	strike_attributes(&t);
 	strike_unlinks(&t);
 	strike_renames(&t);
 	strike_renames_of_directories(&t);
