@@ -1,6 +1,10 @@
-/* Committing extents. The items of one meta_commit() go out as one call for each shard that they touch
+/* Committing extents, in place or at the end (append). The items of one meta_commit() go out as one call for each shard that they touch
  * (at most COMMIT_BATCH items a call, so that no call keeps Redis busy for long), all at once; the
- * caller is told when the last answer is in. */
+ * caller is told when the last answer is in.
+ *
+ * An append is not idempotent by itself, as a commit in place is: its call carries a number, and Redis
+ * keeps the answer for a retry. When not even the retry brought an answer, the client commits the same run
+ * again later (`again`), and Redis looks for it at the end of the file. */
 #include "meta/engine.h"
 
 #include <errno.h>
@@ -20,6 +24,7 @@ struct group {
 struct batch {
 	struct batch *next; /* until it is sent */
 	unsigned shard;
+	bool append;
 	struct group *group;
 	size_t n;
 	struct meta_commit *items[COMMIT_BATCH];
@@ -52,8 +57,57 @@ static void got_batch(void *arg, int err, redisReply *reply)
 	group_unref(g);
 }
 
+/* Pairs of version (or errno) and place, behind a 0. */
+static void got_appends(void *arg, int err, redisReply *reply)
+{
+	struct batch *b = arg;
+	struct group *g = b->group;
+	int rc = reply_code(g->m, F_APPEND, err, reply, NULL);
+	if (!rc && reply->elements != 1 + 2 * b->n)
+		rc = -EIO;
+	for (size_t i = 0; i < b->n; i++) {
+		long long v = rc, at = 0;
+		if (!rc) {
+			const redisReply *ver = reply->element[1 + 2 * i], *where = reply->element[2 + 2 * i];
+			bool good = ver->type == REDIS_REPLY_INTEGER && where->type == REDIS_REPLY_INTEGER;
+			v = good ? ver->integer : -EIO;
+			at = good ? where->integer : 0;
+		}
+		b->items[i]->err = v < 0 ? (int)v : 0;
+		b->items[i]->version = v < 0 ? 0 : (uint64_t)v;
+		b->items[i]->at = at < 0 ? 0 : (uint64_t)at;
+	}
+	free(b);
+	group_unref(g);
+}
+
+static void send_appends(struct meta *m, struct batch *b)
+{
+	char tx[40];
+	struct conn_request *r = call_begin(m, b->shard, F_APPEND, 1 + (int)b->n * 9, b->n * 160);
+	next_tx(m, tx);
+	conn_arg_str(&r, tx);
+	for (size_t i = 0; i < b->n; i++) {
+		const struct meta_commit *c = b->items[i];
+		conn_arg_u64(&r, silt_ino_seq(c->ino));
+		call_arg_time(&r, c->mtime);
+		conn_arg_u64(&r, c->extent.off);
+		conn_arg_u64(&r, c->extent.len);
+		conn_arg_u64(&r, c->extent.flags & ~(unsigned)EXTENT_SKIP);
+		conn_arg_u64(&r, c->extent.pack);
+		conn_arg_u64(&r, c->extent.pack_off);
+		conn_arg_u64(&r, c->extent.stored);
+		conn_arg(&r, c->again ? "1" : "0", 1);
+	}
+	call_send(m, F_APPEND, r, got_appends, b);
+}
+
 static void send_batch(struct meta *m, unsigned shard, struct batch *b)
 {
+	if (b->append) {
+		send_appends(m, b);
+		return;
+	}
 	struct conn_request *r = call_begin(m, shard, F_COMMIT, (int)b->n * 7, b->n * 160);
 	for (size_t i = 0; i < b->n; i++) {
 		const struct meta_commit *c = b->items[i];
@@ -83,9 +137,11 @@ static struct batch *sort_out(struct group *g, struct meta_commit *items, size_t
 			items[i].err = -ENOMEM;
 			continue;
 		}
-		*b = (struct batch){ .group = g, .shard = silt_ino_shard(items[i].ino) };
+		*b = (struct batch){ .group = g, .shard = silt_ino_shard(items[i].ino),
+				     .append = items[i].append };
 		for (size_t j = i; j < n && b->n < COMMIT_BATCH; j++) {
-			if (items[j].err != -EINPROGRESS || silt_ino_shard(items[j].ino) != b->shard)
+			if (items[j].err != -EINPROGRESS || items[j].append != b->append ||
+			    silt_ino_shard(items[j].ino) != b->shard)
 				continue;
 			items[j].err = -EALREADY;
 			b->items[b->n++] = &items[j];

@@ -18,6 +18,8 @@
 	X(F_WINDOW, "window") X(F_READDIR, "readdir") X(F_STATFS, "statfs")                        \
 	X(F_MAKE, "make") X(F_SETATTR, "setattr") X(F_LINK, "link") X(F_UNLINK, "unlink")          \
 	X(F_RMDIR, "rmdir") X(F_RENAME, "rename") X(F_RELEASE, "release") X(F_COMMIT, "commit")    \
+	X(F_TMPFILE, "tmpfile") X(F_ALLOCATE, "allocate") X(F_NEXT_WINDOW, "next_window")          \
+	X(F_CLONE, "clone") X(F_APPEND, "append") X(F_TOUCH, "touch")                              \
 	X(F_ALLOC, "alloc") X(F_FORMAT, "format") X(F_SESSION_OPEN, "session_open")                \
 	X(F_HEARTBEAT, "heartbeat") X(F_SESSION_CLAIM, "session_claim")                            \
 	X(F_SESSION_CLOSE, "session_close") X(F_SESSION_LIST, "session_list")                      \
@@ -137,6 +139,9 @@ void sequence_take(struct meta *m, unsigned shard, struct op *op);
 void sequence_forget(struct meta *m, unsigned shard); /* the numbers that are at hand: they are in use */
 int sequences_init(struct meta *m);
 void sequences_free(struct meta *m);
+
+/* data.c */
+void submit_tmpfile(struct op *op);
 
 /* names.c */
 void op_with_sequence(struct op *op);

@@ -37,8 +37,9 @@
 --
 -- Inode record (all a bucket knows of a file; about 34 bytes for a small one):
 --   u8 version 1 << 4 | 8 flags follow the mode | 4 atime full | 2 atime delta | 1 ctime full
---   u16 mode; [u8 flags: 1 directory: leased | 2 has extended attributes | 4 has an access ACL
---   | 8 directory: has a default ACL | 16 immutable | 32 append-only; 64 and 128 are 0]
+--   u16 mode; [u8 flags: 1 directory: leased; file: may get its first name | 2 has extended attributes
+--   | 4 has an access ACL | 8 directory: has a default ACL | 16 immutable | 32 append-only; 64 and 128
+--   are 0]
 --   directories: varint number of buckets; 9 bytes mtime (u32 ns, i40 s offset 2^39);
 --   [9 bytes ctime, else same as mtime]; [varint ns that atime is before mtime | 9 bytes atime];
 --   varints uid gid nlink size version; then by type

@@ -170,6 +170,17 @@ local function setattr(K, A)
   return { 0, put(T, q, r) }
 end
 
+-- A file whose last name is gone stays without; one that never had a name (tmpfile) gets its first from the
+-- session that holds it.
+local function may_link(T, q, r, session)
+  return r.nlink > 0 or (r.kind == REG and has_flag(r, LEASED) and call('HGET', T .. 'o', hex(q)) == session)
+end
+
+local function got_name(T, q, r) -- changes r only
+  set_flag(r, LEASED, false)
+  call('HDEL', T .. 'o', hex(q))
+end
+
 -- inode, dir, name, now, fill, session, transaction, retry. Reply: 0, record, the directory's record.
 local function link(K, A)
   local T, iq, q, name, now = K[1], tonumber(A[1]), tonumber(A[2]), A[3], A[4]
@@ -191,7 +202,8 @@ local function link(K, A)
     return EEXIST
   end
   if r.nlink >= LINK_MAX then return EMLINK end
-  if r.nlink == 0 then return ENOENT end
+  if not may_link(T, iq, r, A[6]) then return ENOENT end
+  if r.nlink == 0 then got_name(T, iq, r) end
   r.nlink, r.ctime = r.nlink + 1, now
   s = put(T, iq, r)
   call('HSET', key, name, entry_of(r.kind, shard_of(T), iq, T))

@@ -83,21 +83,32 @@ local function garbage_peek(K, A)
   return out
 end
 
--- item, number of windows, windows..., then pairs of pack and stored bytes, retry. Nothing happens
--- unless the item is still the first: another client was quicker, or this was sent again.
+-- item, bytes of it that were worked off ("B"), number of windows, for each its name, its length and how
+-- much of it was worked off, then pairs of pack and stored bytes, retry. Nothing happens unless all is as
+-- it was: another client was quicker, or this was sent again.
 local function garbage_done(K, A)
-  local T, n = K[1], tonumber(A[2])
-  if call('LINDEX', T .. 'g', 0) ~= A[1] then return { 0 } end
-  if sub(A[1], 1, 1) == 'X' then
-    local key = T .. 'x' .. sub(A[1], 2)
-    for i = 3, 2 + n do
-      if call('HDEL', key, A[i]) == 0 then return { 0 } end
+  local T, n = K[1], tonumber(A[3])
+  local item, key = call('LINDEX', T .. 'g', 0), nil
+  if item ~= A[1] then return { 0 } end
+  if sub(item, 1, 1) == 'X' then
+    key = T .. 'x' .. sub(item, 2)
+    for i = 4, 3 + 3 * n, 3 do
+      if call('HSTRLEN', key, A[i]) ~= tonumber(A[i + 1]) then return { 0 } end
+    end
+    for i = 4, 3 + 3 * n, 3 do
+      if A[i + 1] == A[i + 2] then
+        call('HDEL', key, A[i])
+      else
+        call('HSET', key, A[i], sub(call('HGET', key, A[i]), tonumber(A[i + 2]) + 1))
+      end
     end
     if call('EXISTS', key) == 0 then call('LPOP', T .. 'g') end
+  elseif tonumber(A[2]) < #item - 1 then
+    call('LSET', T .. 'g', 0, 'B' .. sub(item, tonumber(A[2]) + 2))
   else
     call('LPOP', T .. 'g')
   end
-  for i = 3 + n, #A - 1, 2 do live(T, tonumber(A[i]), -tonumber(A[i + 1])) end
+  for i = 4 + 3 * n, #A - 1, 2 do live(T, tonumber(A[i]), -tonumber(A[i + 1])) end
   return { 0 }
 end
 
@@ -140,12 +151,13 @@ local function x_make_dir(K, A)
   return { 0 }
 end
 
--- transaction, intent, sequence, now, retry: one more name is to come from another shard
+-- transaction, intent, sequence, now, session, retry: one more name is to come from another shard. A file
+-- without a name stays held until x_end.
 local function x_link(K, A)
   local T, q = K[1], tonumber(A[3])
   if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0 } end
   local r = get(T, q)
-  if not r or r.nlink == 0 then return ENOENT end
+  if not r or not may_link(T, q, r, A[5]) then return ENOENT end
   if r.kind == DIR or r.flags >= IMMUTABLE then return EPERM end
   if r.nlink >= LINK_MAX then return EMLINK end
   r.nlink, r.ctime = r.nlink + 1, A[4]
@@ -158,14 +170,18 @@ end
 local function x_end(K, A)
   local T, q = K[1], tonumber(A[2])
   if call('HDEL', T .. 't', A[1]) == 0 or A[3] == '1' then
-    local key, field = inode_key(T, q)
-    return { 0, call('HGET', key, field) or '' }
+    local r, s = get(T, q)
+    if r and r.kind == REG and has_flag(r, LEASED) and r.nlink > 0 then
+      got_name(T, q, r)
+      s = put(T, q, r)
+    end
+    return { 0, s or '' }
   end
   local r = get(T, q)
   if r and r.kind == DIR then
     destroy(T, q, r)
   elseif r then
-    drop_link(T, q, r, '', A[4])
+    drop_link(T, q, r, r.kind == REG and has_flag(r, LEASED) and call('HGET', T .. 'o', hex(q)) or '', A[4])
   end
   return { 0, '' }
 end
@@ -362,3 +378,7 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
   'x_end', x_end, 'x_drop', x_drop, 'x_forget', x_forget, 'x_clear', x_clear, 'x_mark', x_mark,
   'x_rmdir', x_rmdir, 'x_unmark', x_unmark, 'x_insert', x_insert, 'x_moved', x_moved, 'x_lock', x_lock,
   'x_unlock', x_unlock, 'removexattr', xattr.remove, 'set_flags', xattr.set_flags })
+
+register({ 'no-writes' }, { 'next_window', data.next_window })
+register({}, { 'tmpfile', data.tmpfile, 'clone', data.clone, 'append', data.append, 'touch', data.touch })
+register({ 'allow-oom' }, { 'allocate', data.allocate })

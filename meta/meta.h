@@ -133,7 +133,8 @@ struct meta_reply {
 	const void *data;	 /* readlink: target; window: the log; xattrs: see there */
 	size_t len;
 	struct meta_statfs statfs;
-	uint64_t first; /* alloc: first id */
+	uint64_t first; /* alloc: first id; allocate, next_window: see there */
+	uint64_t next;	/* next_window */
 };
 typedef void (*meta_done)(void *arg, const struct meta_reply *r);
 
@@ -242,10 +243,53 @@ struct meta_commit {
 	silt_ino ino;
 	struct silt_extent extent;
 	struct silt_time mtime;
+	/* An extent to be appended: `extent` says where this client takes the file's end to be, and may
+	 * cross a window's border; it is put where the end is. `again`: it may have been committed
+	 * before. Items with and without go out in calls of their own. */
+	bool append, again;
 	int err;
 	uint64_t version;
+	uint64_t at; /* append: where it was put */
 };
 void meta_commit(struct meta *m, struct meta_commit *items, size_t n, meta_done done, void *arg);
+
+/* --- More about bytes (data.c) ------------------------------------------------------------------- */
+
+/* Makes a regular file without a name, nlink 0, in the shard of `dir`; the session holds it until
+ * meta_release_deleted(). meta_link() of this session may give it a name if `linkable`.
+ * -ENOTSUP without a session. Reply: inode. */
+void meta_make_unnamed(struct meta *m, silt_ino dir, const struct meta_make *how, bool linkable,
+		       meta_done done, void *arg);
+
+/* Bytes [off, stop) become a hole (none if equal); the file's size becomes at least `size`. Reply:
+ * inode, and in `first` from where to go on: a call does 64 windows at most; 0: done. */
+struct meta_allocate {
+	uint64_t off, stop, size;
+	bool drop_suid;
+	struct silt_time now;
+};
+void meta_allocate(struct meta *m, silt_ino ino, const struct meta_allocate *how, meta_done done, void *arg);
+
+/* The first window from `first` to `last` that holds extents. Reply: first (UINT64_MAX: none), and in
+ * `next` from where to go on asking when none was found so far (0: that was all). */
+void meta_next_window(struct meta *m, silt_ino ino, uint64_t first, uint64_t last, meta_done done,
+		      void *arg);
+
+/* Puts `n` extents that stand in another file already (or are holes) into `ino`, META_CLONE_MAX at
+ * most, none across a window's border; size at least `stop`. Reply: inode. */
+#define META_CLONE_MAX 256
+void meta_clone(struct meta *m, silt_ino ino, const struct silt_extent *v, size_t n, uint64_t stop,
+		bool drop_suid, struct silt_time now, meta_done done, void *arg);
+
+/* Access times, META_TOUCH_MAX at most; `relative`: only where relatime wants it. Inodes that are gone
+ * are passed over. */
+struct meta_touch {
+	silt_ino ino;
+	struct silt_time atime;
+};
+#define META_TOUCH_MAX 256
+void meta_touch(struct meta *m, const struct meta_touch *items, size_t n, bool relative, meta_done done,
+		void *arg);
 
 /* --- For tools and tests ------------------------------------------------------------------------- */
 

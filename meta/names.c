@@ -202,6 +202,10 @@ static unsigned shard_for(struct op *op)
 void op_with_sequence(struct op *op)
 {
 	unsigned shard = shard_for(op);
+	if (op->fn == F_TMPFILE) {
+		submit_tmpfile(op);
+		return;
+	}
 	if (shard != silt_ino_shard(op->dir))
 		tx_make_dir(op, shard);
 	else

@@ -8,7 +8,7 @@
 #include <time.h>
 
 #define GARBAGE_ITEMS 64 /* a shard and heartbeat */
-#define PACKS_MAX     1024
+#define PACKS_MAX     1024 /* a call: it changes a counter for each */
 
 static struct silt_time wall_clock(void)
 {
@@ -154,39 +154,56 @@ struct pack_sums {
 	size_t n;
 };
 
-static bool sum_log(struct pack_sums *sums, const char *log, size_t len)
+/* Adds up a log. Returns how much of it is in the sums: less than `len` when they are full, or where
+ * it is damaged (*good becomes false). */
+static size_t sum_log(struct pack_sums *sums, const char *log, size_t len, bool *good)
 {
-	for (size_t p = 0; p < len;) {
+	size_t p = 0;
+	while (p < len) {
 		struct silt_extent e;
 		int used = extent_decode(log + p, len - p, &e);
-		if (used < 0)
-			return false;
-		p += (size_t)used;
-		if (e.flags & EXTENT_HOLE)
-			continue;
+		if (used < 0) {
+			*good = false;
+			return len; /* the rest can't be read: it goes */
+		}
 		size_t i = 0;
-		while (i < sums->n && sums->v[i].pack != e.pack)
+		while (!(e.flags & EXTENT_HOLE) && i < sums->n && sums->v[i].pack != e.pack)
 			i++;
 		if (i == PACKS_MAX)
-			return false;
-		if (i == sums->n)
-			sums->v[sums->n++] = (struct pack_sum){ .pack = e.pack };
-		sums->v[i].stored += e.stored;
+			break;
+		if (!(e.flags & EXTENT_HOLE)) {
+			if (i == sums->n)
+				sums->v[sums->n++] = (struct pack_sum){ .pack = e.pack };
+			sums->v[i].stored += e.stored;
+		}
+		p += (size_t)used;
 	}
-	return true;
+	return p;
 }
 
+/* What was worked off of a reply of garbage_peek. */
+struct worked {
+	size_t item;	/* bytes of a "B" item */
+	size_t windows; /* of an "X" item: all of them in whole but the last */
+	size_t last;	/* bytes of the last one */
+};
+
 static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peeked,
-			  const struct pack_sums *sums, size_t windows)
+			  const struct pack_sums *sums, const struct worked *w)
 {
 	const redisReply *item = reply_at(peeked, 1);
-	struct conn_request *r = call_begin(m, shard, F_GARBAGE_DONE, (int)(2 + windows + 2 * sums->n),
-					    item->len + 64 * (windows + sums->n));
+	struct conn_request *r = call_begin(m, shard, F_GARBAGE_DONE, (int)(3 + 3 * w->windows + 2 * sums->n),
+					    item->len + 96 * (w->windows + sums->n));
 	redisReply *reply = NULL;
 	conn_arg(&r, item->str, item->len);
-	conn_arg_u64(&r, windows);
-	for (size_t i = 0; i < windows; i++)
-		conn_arg(&r, peeked->element[2 + 2 * i]->str, peeked->element[2 + 2 * i]->len);
+	conn_arg_u64(&r, w->item);
+	conn_arg_u64(&r, w->windows);
+	for (size_t i = 0; i < w->windows; i++) {
+		const redisReply *name = peeked->element[2 + 2 * i], *log = peeked->element[3 + 2 * i];
+		conn_arg(&r, name->str, name->len);
+		conn_arg_u64(&r, log->len);
+		conn_arg_u64(&r, i + 1 < w->windows ? log->len : w->last);
+	}
 	for (size_t i = 0; i < sums->n; i++) {
 		conn_arg_u64(&r, sums->v[i].pack);
 		conn_arg_u64(&r, sums->v[i].stored);
@@ -197,7 +214,7 @@ static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peek
 	return rc;
 }
 
-/* Works one item off (of a whole file: some windows). False: nothing left, or trouble. */
+/* Works one item off, or a part of it that has not too many packs. False: nothing left, or trouble. */
 static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
 {
 	redisReply *reply = NULL;
@@ -207,16 +224,21 @@ static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
 	bool more = false;
 	if (item && item->len) {
 		bool good = true;
+		struct worked w = { 0 };
 		size_t windows = item->str[0] == 'X' ? (reply->elements - 2) / 2 : 0;
 		sums->n = 0;
 		if (item->str[0] == 'B')
-			good = sum_log(sums, item->str + 1, item->len - 1);
-		for (size_t i = 0; i < windows && good; i++)
-			good = sum_log(sums, reply->element[3 + 2 * i]->str, reply->element[3 + 2 * i]->len);
+			w.item = sum_log(sums, item->str + 1, item->len - 1, &good);
+		while (w.windows < windows) {
+			const redisReply *log = reply->element[3 + 2 * w.windows++];
+			w.last = sum_log(sums, log->str, log->len, &good);
+			if (w.last < log->len)
+				break;
+		}
 		if (!good)
 			silt_error(m->log, "freed extents in shard %u are damaged: their space is found by gc",
 				   shard);
-		more = finish_garbage(m, shard, reply, sums, windows) == 0;
+		more = finish_garbage(m, shard, reply, sums, &w) == 0;
 	}
 	if (reply)
 		freeReplyObject(reply);

@@ -135,12 +135,13 @@ static void run_link(struct tx_job *j)
 	r.err = step_getattr(m, op->ino, &r.inode);
 	if (!r.err) {
 		struct conn_request *q =
-		        call_begin(m, silt_ino_shard(op->ino), F_X_LINK, 4, i.len + 64);
+		        call_begin(m, silt_ino_shard(op->ino), F_X_LINK, 5, i.len + 64);
 		redisReply *reply = NULL;
 		conn_arg_str(&q, op->tx);
 		conn_arg(&q, i.v, i.len);
 		conn_arg_u64(&q, silt_ino_seq(op->ino));
 		call_arg_time(&q, op->now);
+		conn_arg_str(&q, m->session_text);
 		r.err = call_checked(m, F_X_LINK, q, &reply, NULL);
 		r.err = r.err && !reply ? -ENOTCONN : r.err;
 		if (reply)

@@ -34,14 +34,14 @@ static inline silt_ino silt_ino_make(unsigned shard, uint64_t seq)
 #define SILT_SYMLINK_MAX 4095
 /* Of silt_attr.flags; values as in the record. */
 enum {
-	SILT_FLAG_LEASED = 1,	   /* directory: somebody may have its lease (private to meta/) */
+	SILT_FLAG_LEASED = 1,	   /* directory: somebody may have its lease; file: may get its first name (private to meta/) */
 	SILT_FLAG_XATTRS = 2,	   /* has extended attributes besides ACLs */
 	SILT_FLAG_ACL = 4,	   /* has an access ACL */
 	SILT_FLAG_DEFAULT_ACL = 8, /* directory: has a default ACL */
 	SILT_FLAG_IMMUTABLE = 16,
 	SILT_FLAG_APPEND = 32, /* append-only */
 	SILT_FLAGS_KNOWN = 63,
-	SILT_FLAGS_DIRECTORY = SILT_FLAG_LEASED | SILT_FLAG_DEFAULT_ACL,
+	SILT_FLAGS_DIRECTORY = SILT_FLAG_DEFAULT_ACL,
 };
 
 #define SILT_FILE_MAX	 ((uint64_t)1 << 52) /* bytes: exact in the functions' doubles */
