@@ -101,6 +101,26 @@ int file_map_add(struct file_map *m, const struct silt_extent *e)
 	return extent_map_add(&w->map, e);
 }
 
+void file_map_punch(struct file_map *m, uint64_t off, uint64_t stop)
+{
+	if (!m->valid || off >= stop)
+		return;
+	for (size_t i = place(m, off / SILT_WINDOW); i < m->n; i++) {
+		struct map_window *w = &m->v[i];
+		uint64_t begin = w->index * SILT_WINDOW, end = begin + SILT_WINDOW;
+		if (begin >= stop)
+			break;
+		struct silt_extent hole = { .off = off > begin ? off : begin,
+			                    .flags = EXTENT_HOLE };
+		hole.len = (stop < end ? stop : end) - hole.off;
+		/* What is on the wire for a window may be older than the hole. */
+		if (!w->loaded || extent_map_add(&w->map, &hole)) {
+			file_map_forget(m);
+			return;
+		}
+	}
+}
+
 void file_map_truncate(struct file_map *m, uint64_t size)
 {
 	if (size == 0 && m->valid) {

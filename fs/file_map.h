@@ -41,6 +41,9 @@ void file_map_forget(struct file_map *m);
  */
 int file_map_add(struct file_map *m, const struct silt_extent *e);
 
+/* [off, stop) became a hole. */
+void file_map_punch(struct file_map *m, uint64_t off, uint64_t stop);
+
 /* Forgets everything at and past `size`. */
 void file_map_truncate(struct file_map *m, uint64_t size);
 

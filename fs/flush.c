@@ -254,7 +254,7 @@ void node_unhold(struct fs *fs, struct node *n)
 	run_waiters(ready);
 	while (r) {
 		struct request *next = r->next;
-		fs_setattr_begin(r);
+		r->held(r);
 		r = next;
 	}
 }

@@ -92,6 +92,17 @@ void fs_setattr_begin(struct request *r);
 /* xattr.c: the reply to a change of an inode that left its bytes alone, perhaps an error. */
 void fs_changed(struct fs *fs, silt_ino ino, const struct meta_reply *reply);
 
+/* --- map_ask.c ---------------------------------------------------------------------------- */
+enum map_need { NEED_NOTHING, NEED_INODE, NEED_WINDOW, NEED_WAIT };
+
+/* What the map lacks of [off, end). Marks it as being asked for. Lock held. */
+enum map_need fs_map_need_locked(struct node *n, uint64_t off, uint64_t end, uint64_t *window);
+
+/* Sends what fs_map_need_locked() asked for. Who waits for it is among n->map_waiters already, and
+ * goes on with r->resume(). No lock held. */
+void fs_map_ask(struct fs *fs, struct node *n, enum map_need need, uint64_t window,
+                unsigned generation);
+
 /* ops_write.c: a parked write goes on (err 0) or fails. */
 void fs_write_parked(struct request *r, int err);
 
@@ -146,6 +157,13 @@ void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
               struct fuse_file_info *fi);
 
+void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                  struct fuse_file_info *fi);
+void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+                        struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+                        struct fuse_file_info *fi_out, size_t len, int flags);
+
 void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
                  int flags);
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
@@ -165,6 +183,9 @@ bool transport_kill_suid(void);
 
 /* Did the SETXATTR of an access ACL say that the set-group-ID bit has to go? */
 bool transport_acl_clears_sgid(void);
+
+/* Is the CREATE that this thread is handling for a file without a name (O_TMPFILE)? */
+bool transport_unnamed(void);
 
 /* --- janitor.c ---------------------------------------------------------------------------- */
 int janitor_open(struct fs *fs, struct janitor **out);

@@ -71,6 +71,7 @@ struct node {
 	uint64_t held_epoch;
 	struct request *held_waiters;
 	bool deleted; /* no name is left: goes with the last handle */
+	bool unnamed; /* deleted, but may get its first name (O_TMPFILE) */
 	/* Data that could not be stored and was given up: every handle reports it once. */
 	int lost_err;
 	atomic_uint error_seq;
@@ -130,8 +131,8 @@ bool node_note_dirty_locked(struct fs *fs, struct node *n);
 void node_flush(struct fs *fs, struct node *n, struct flush_wait *w);
 
 /* The same for a truncation to `size`: bytes past it are dropped, and nothing newer is sent until
- * node_unhold(). false: another truncation is under way; `r` was queued, node_unhold() calls
- * fs_setattr_begin(r). */
+ * node_unhold(). Holes and shared extents are truncations to UINT64_MAX. false: another truncation is
+ * under way; `r` was queued, node_unhold() calls r->held(r). */
 bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct flush_wait *w,
                          struct request *r);
 

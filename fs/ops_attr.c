@@ -201,6 +201,7 @@ void fs_setattr_begin(struct request *r)
 	}
 	r->wait.done = setattr_flushed;
 	r->wait.arg = r;
+	r->held = fs_setattr_begin;
 	if (r->valid & META_SET_SIZE)
 		node_flush_and_hold(r->fs, r->node, r->values.size, &r->wait, r);
 	else

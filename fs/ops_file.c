@@ -5,7 +5,8 @@
  * of OPEN (FUSE_CAP_ATOMIC_O_TRUNC). close() of a file opened for reading sends no FLUSH.
  *
  * FLUSH (every close) and FSYNC answer when everything written so far is stored, or with the error.
- * A deleted file's bytes need not be stored: nobody can open it again. */
+ * A deleted file's bytes need not be stored: nobody can open it again. Those of a file that may get its
+ * first name (O_TMPFILE) are stored by FSYNC and before LINK. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -124,6 +125,11 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 		return;
 	}
 	rc = -EINTR;
+	if (r->kind == KIND_TMPFILE) {
+		silt_lock(&h->node->lock);
+		h->node->unnamed = !(r->flags & O_EXCL);
+		silt_unlock(&h->node->lock);
+	}
 	fi.fh = (uintptr_t)h;
 	fi.noflush = !writable(r->flags);
 	fs_overlay(fs, &seen);
@@ -132,7 +138,7 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	silt_unlock(&h->node->lock);
 	fi.keep_cache = opened_note(&fs->opened, seen.attr.ino, version);
 	if (request_claim(r)) {
-		if (r->kind == KIND_CREATE) {
+		if (r->kind == KIND_CREATE || r->kind == KIND_TMPFILE) {
 			struct fuse_entry_param e;
 			fs_fill_entry(fs, &seen, false, &e);
 			rc = fuse_reply_create(r->req, &e, &fi);
@@ -285,7 +291,8 @@ static void create_done(void *arg, const struct meta_reply *reply)
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
                struct fuse_file_info *fi)
 {
-	struct request *r = request_begin(req, KIND_CREATE, parent);
+	bool unnamed = transport_unnamed();
+	struct request *r = request_begin(req, unnamed ? KIND_TMPFILE : KIND_CREATE, parent);
 	if (!r)
 		return;
 	r->flags = fi->flags;
@@ -296,6 +303,11 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		                 .open_existing = !(fi->flags & O_EXCL),
 		                 .now = fs_now() };
 	request_arm(r);
+	if (unnamed) {
+		meta_make_unnamed(r->fs->cfg.meta, parent, &how, !(fi->flags & O_EXCL), create_done,
+		                  r);
+		return;
+	}
 	meta_make(r->fs->cfg.meta, parent, name, strlen(name), &how, create_done, r);
 }
 
@@ -330,7 +342,8 @@ static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fu
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
 	struct node *n = h->node;
 	silt_lock(&n->lock);
-	bool idle = write_buffer_empty(&n->buffer) || n->deleted;
+	bool lost = n->deleted && !(n->unnamed && kind == KIND_FSYNC);
+	bool idle = write_buffer_empty(&n->buffer) || lost;
 	silt_unlock(&n->lock);
 	if (idle) {
 		fs_count(fuse_req_userdata(req), kind);

@@ -72,6 +72,11 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	note_flags(r, &inode);
 	if (r->kind == KIND_LINK)
 		fresh_drop(&fs->fresh, r->ino);
+	if (r->kind == KIND_LINK && r->node && inode.attr.nlink > 0) {
+		silt_lock(&r->node->lock);
+		r->node->unnamed = r->node->deleted = false;
+		silt_unlock(&r->node->lock);
+	}
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
 		fresh_put(&fs->fresh, r->pid, &inode);
 	fs_overlay(fs, &inode);
@@ -141,13 +146,45 @@ void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 	make(req, KIND_SYMLINK, parent, name, S_IFLNK | 0777, 0, target);
 }
 
+static void link_flushed(void *arg, int err)
+{
+	struct request *r = arg;
+	if (!err && request_answered(r))
+		err = -EINTR;
+	if (err) {
+		request_end_err(r, err);
+		return;
+	}
+	const char *name = (const char *)r->buf;
+	meta_link(r->fs->cfg.meta, r->ino, r->dir, name, strlen(name), fs_now(), entry_done, r);
+}
+
 void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
 {
 	struct request *r = request_begin(req, KIND_LINK, ino);
 	if (!r)
 		return;
 	r->dir = parent;
+	struct node *n = node_get(r->fs, ino);
+	bool first = false;
+	if (n) {
+		silt_lock(&n->lock);
+		first = n->unnamed;
+		silt_unlock(&n->lock);
+	}
+	r->node = n;
+	r->buf = first ? (uint8_t *)strdup(name) : NULL;
+	if (first && !r->buf) {
+		request_end_err(r, -ENOMEM);
+		return;
+	}
 	request_arm(r);
+	if (first) { /* what was written is there when the name is */
+		r->wait.done = link_flushed;
+		r->wait.arg = r;
+		node_flush(r->fs, n, &r->wait);
+		return;
+	}
 	meta_link(r->fs->cfg.meta, ino, parent, name, strlen(name), fs_now(), entry_done, r);
 }
 

@@ -148,10 +148,13 @@ void request_free(struct request *r)
 	struct fs *fs = r->fs;
 	if (r->node)
 		node_put(fs, r->node);
+	if (r->node2)
+		node_put(fs, r->node2);
 	if (r->handle)
 		handle_put(r->handle);
 	free(r->buf);
 	free(r->page);
+	free(r->extents);
 	if (r->pieces != r->inline_pieces)
 		free(r->pieces);
 	atomic_store(&r->req, NULL);

@@ -40,7 +40,8 @@ struct dir_handle;
 	X(READDIR, "readdir") X(READDIRPLUS, "readdirplus") X(RELEASEDIR, "releasedir")            \
 	X(FSYNCDIR, "fsyncdir") X(STATFS, "statfs") X(SETXATTR, "setxattr")                        \
 	X(GETXATTR, "getxattr") X(LISTXATTR, "listxattr") X(REMOVEXATTR, "removexattr")            \
-	X(CREATE, "create") X(IOCTL, "ioctl")
+	X(CREATE, "create") X(IOCTL, "ioctl") X(TMPFILE, "tmpfile") X(FALLOCATE, "fallocate")      \
+	X(LSEEK, "lseek") X(COPY_FILE_RANGE, "copy_file_range")
 /* clang-format on */
 
 enum fuse_kind {
@@ -81,6 +82,19 @@ struct request {
 	unsigned valid;
 	struct silt_attr values;
 	void (*then)(struct request *r, const struct silt_inode *inode, int err);
+
+	/* What node_unhold() calls when this waited for another operation that held the node, and
+	 * what goes on when a part of the map has come. */
+	void (*held)(struct request *r);
+	void (*resume)(struct request *r);
+
+	/* fallocate, lseek, copy */
+	uint64_t stop, off2;   /* end of the range; place in the destination */
+	uint64_t empty, found; /* lseek: no committed bytes before, but in this window */
+	uint64_t version;      /* lseek: of the node when `empty` was asked for */
+	struct node *node2;    /* copy: the source; a reference */
+	struct silt_extent *extents; /* copy; owned */
+	size_t nextents;
 
 	/* read, write, readdir: `buf` is owned */
 	uint64_t off;

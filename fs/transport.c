@@ -9,7 +9,8 @@
  * FUSE_SETXATTR_EXT: SETXATTR gets a word more, which says whether setting an access ACL takes the
  * set-group-ID bit away (the caller is not in the group). The request is made the short one again
  * that libfuse expects, and the word is kept likewise.
- */
+ *
+ * FUSE_TMPFILE: looks like a CREATE and becomes one; that it was one is kept in the same way. */
 #include <errno.h>
 #include <linux/fuse.h>
 #include <string.h>
@@ -35,8 +36,10 @@
 #define SETXATTR_LONG    16
 #define SETXATTR_NO_SGID 1u
 
+#define OPCODE_TMPFILE 51
+
 /* Of the request being handled by this thread. */
-static __thread bool kill_suid, acl_clears_sgid;
+static __thread bool kill_suid, acl_clears_sgid, unnamed;
 
 bool transport_kill_suid(void)
 {
@@ -60,6 +63,11 @@ static ssize_t shorten_setxattr(struct fuse_in_header *in, ssize_t n)
 	return n - (SETXATTR_LONG - SETXATTR_SHORT);
 }
 
+bool transport_unnamed(void)
+{
+	return unnamed;
+}
+
 static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
 {
 	struct fs *fs = userdata;
@@ -70,6 +78,9 @@ static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
 	const void *arg = in + 1;
 	size_t arg_len = (size_t)n - sizeof(*in);
 	kill_suid = acl_clears_sgid = false;
+	unnamed = in->opcode == OPCODE_TMPFILE;
+	if (unnamed)
+		in->opcode = FUSE_CREATE;
 	if (in->opcode == FUSE_SETATTR && arg_len >= sizeof(struct fuse_setattr_in)) {
 		const struct fuse_setattr_in *set = arg;
 		kill_suid = set->valid & FATTR_KILL_SUIDGID;

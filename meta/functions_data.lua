@@ -10,8 +10,9 @@
 local data = {}
 local EFBIG, FILE_MAX = -27, 4503599627370496
 
--- dir, new sequence, mode (+ 65536 * umask), uid, gid, now, session, linkable, retry: a file that has no name, for as long
--- as the session holds it. The flag LEASED of its record says that it may get its first name.
+-- dir, new sequence, mode (+ 65536 * umask), uid, gid, now, session, linkable, retry: a file that has no
+-- name, for as long as the session holds it. The flag LEASED of its record says that it may get its first
+-- name.
 function data.tmpfile(K, A)
   local T, q, iq, now = K[1], tonumber(A[1]), tonumber(A[2]), A[6]
   local d, e = get_dir(T, q)

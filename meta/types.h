@@ -34,7 +34,8 @@ static inline silt_ino silt_ino_make(unsigned shard, uint64_t seq)
 #define SILT_SYMLINK_MAX 4095
 /* Of silt_attr.flags; values as in the record. */
 enum {
-	SILT_FLAG_LEASED = 1,	   /* directory: somebody may have its lease; file: may get its first name (private to meta/) */
+	/* directory: somebody may have its lease; file: may get its first name (private to meta/) */
+	SILT_FLAG_LEASED = 1,
 	SILT_FLAG_XATTRS = 2,	   /* has extended attributes besides ACLs */
 	SILT_FLAG_ACL = 4,	   /* has an access ACL */
 	SILT_FLAG_DEFAULT_ACL = 8, /* directory: has a default ACL */
