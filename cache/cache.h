@@ -75,6 +75,11 @@ struct cache_write {
 	struct silt_time mtime; /* the file's modification time to commit */
 	cache_done done;
 	void *arg;
+	/* To be appended: `off` is where the end is taken to be and the range may cross a window's border.
+	 * If `extent` names a pack (it is as done() left it), the bytes are in the store: they are only
+	 * committed, unless that was done before. */
+	bool append;
+	uint64_t at;	  /* out: where an append was put */
 	uint64_t version; /* out: the file's version after the commit */
 	struct cache_write *next; /* the cache's */
 	struct silt_extent extent; /* out: valid in done() when err is 0 */

@@ -170,6 +170,7 @@ static void on_commit(void *arg, const struct meta_reply *r)
 	struct cache_write *w = c->head;
 	for (size_t i = 0; i < c->n; i++) {
 		struct cache_write *next = w->next;
+		w->at = c->item[i].at;
 		end_piece(w, r->err ? r->err : c->item[i].err, c->item[i].version, &ended);
 		w = next;
 	}
@@ -177,8 +178,9 @@ static void on_commit(void *arg, const struct meta_reply *r)
 	count_ended(u, &ended);
 }
 
-/* Starts the commit of the first `n` pieces of a list. */
-static void commit_some(struct uploader *u, struct cache_write *head, size_t n, unsigned files)
+/* Starts the commit of the first `n` pieces of a list. `again`: they may have been committed. */
+static void commit_some(struct uploader *u, struct cache_write *head, size_t n, unsigned files,
+                        bool again)
 {
 	struct commit *c = calloc(1, sizeof(*c) + n * sizeof(c->item[0]));
 	if (!c) {
@@ -194,7 +196,9 @@ static void commit_some(struct uploader *u, struct cache_write *head, size_t n, 
 	for (size_t i = 0; i < n; i++, w = w->next)
 		c->item[i] = (struct meta_commit){ .ino = w->ino,
 			                           .extent = w->extent,
-			                           .mtime = w->mtime };
+			                           .mtime = w->mtime,
+			                           .append = w->append,
+			                           .again = again };
 	u->cfg.ops->commit(u->cfg.meta, c->item, n, on_commit, c);
 }
 
@@ -210,7 +214,7 @@ static void commit_batch(struct uploader *u, const struct batch *batch)
 		struct cache_write *head = w;
 		for (size_t i = 0; i < n; i++)
 			w = w->next;
-		commit_some(u, head, n, share);
+		commit_some(u, head, n, share, false);
 	}
 }
 
@@ -219,9 +223,15 @@ static void commit_batch(struct uploader *u, const struct batch *batch)
 static int build(struct pack_builder *builder, const struct batch *batch)
 {
 	for (struct cache_write *w = batch->pieces.head; w; w = w->next) {
-		int err = pack_builder_add(builder, w->ino, w->off, w->data, w->len, &w->extent);
+		/* Frames of an append that crosses a window's border are named as if it began at 0. */
+		bool crosses = w->off / SILT_WINDOW != (w->off + w->len - 1) / SILT_WINDOW;
+		uint64_t off = crosses ? 0 : w->off;
+		int err = pack_builder_add(builder, w->ino, off, w->data, w->len, &w->extent);
 		if (err)
 			return err;
+		w->extent.off = w->off;
+		w->extent.flags |= crosses ? EXTENT_FOREIGN : 0;
+		w->extent.pack = 0; /* until it is stored */
 	}
 	return 0;
 }
@@ -390,10 +400,18 @@ void uploader_close(struct uploader *u)
 void uploader_write(struct uploader *u, struct cache_write *w)
 {
 	assert(w->len && w->len <= PACK_TARGET && w->off <= SILT_FILE_MAX - w->len);
-	assert(w->off / SILT_WINDOW == (w->off + w->len - 1) / SILT_WINDOW);
+	assert(w->append || w->off / SILT_WINDOW == (w->off + w->len - 1) / SILT_WINDOW);
+	bool stored = w->append && w->extent.pack;
 	silt_lock(&u->lock);
 	w->version = u->epoch;
 	u->open[u->epoch]++;
+	if (stored) {
+		silt_unlock(&u->lock);
+		w->next = NULL;
+		w->extent.off = w->off;
+		commit_some(u, w, 1, 0, true);
+		return;
+	}
 	batcher_add(&u->batcher, w, silt_now_ns());
 	wake(u);
 	silt_unlock(&u->lock);

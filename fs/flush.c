@@ -6,8 +6,10 @@
  *
  * A flush waits for the segments of its epoch and older ones. When one of them fails it stays in
  * the buffer (readers still see its bytes), the flush reports the error, and the next flush tries
- * again. Data is given up at once when its file is gone (-ENOENT of the commit: deleted by another
- * mount) or may not be changed any more (-EPERM: made immutable by another mount). */
+ * again. Appends (write_buffer.h) may have been put elsewhere than this mount took the end to be:
+ * what is still buffered moves along, and the kernel drops its pages (inval.c) before a flush is
+ * answered. Data is given up at once when its file is gone (-ENOENT of the commit: deleted by
+ * another mount) or may not be changed any more (-EPERM: made immutable by another mount). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,11 +45,32 @@ bool node_note_dirty_locked(struct fs *fs, struct node *n)
 	return !dirty;
 }
 
+/* Adds what was committed to the map: an append in pieces where it was put. */
+static int add_to_map(struct node *n, const struct segment *s)
+{
+	if (!s->write.append)
+		return file_map_add(&n->map, &s->write.extent);
+	int err = 0;
+	for (uint64_t done = 0; done < s->len && !err;) {
+		struct silt_extent e = s->write.extent;
+		e.off = s->write.at + done;
+		e.len = SILT_WINDOW - e.off % SILT_WINDOW;
+		e.len = e.len < s->len - done ? e.len : s->len - done;
+		e.skip = (uint32_t)done;
+		if (s->write.at != s->off)
+			e.flags |= EXTENT_FOREIGN;
+		err = file_map_add(&n->map, &e);
+		done += e.len;
+	}
+	return err;
+}
+
 /* Takes the commit of one of our extents into the node's view (see node.h on versions). */
 static void commit_locked(struct fs *fs, struct node *n, const struct segment *s)
 {
 	struct silt_attr *a = &n->attr;
-	uint64_t version = s->write.version, end = s->off + s->len;
+	uint64_t version = s->write.version;
+	uint64_t end = (s->write.append ? s->write.at : s->off) + s->len;
 	if (version <= a->version && n->gaps == 0)
 		return; /* a record newer than this commit came first */
 	if (version > a->version) {
@@ -62,12 +85,12 @@ static void commit_locked(struct fs *fs, struct node *n, const struct segment *s
 	} else {
 		n->gaps--;
 	}
-	if (end > a->size)
-		a->size = end;
+	if (end > a->size || (s->write.append && version == a->version))
+		a->size = end; /* an append knows the end */
 	size_t sent = 0; /* others on their way, which may fill gaps */
 	for (size_t i = 0; i < n->buffer.sent.n; i++)
 		sent += n->buffer.sent.v[i] != s && n->buffer.sent.v[i]->state == SEGMENT_SENT;
-	if (n->gaps > sent || file_map_add(&n->map, &s->write.extent)) {
+	if (n->gaps > sent || add_to_map(n, s)) {
 		file_map_forget(&n->map); /* another mount wrote too, or no memory */
 		n->gaps = 0;
 		n->whole_version = a->version;
@@ -136,11 +159,16 @@ static void segment_end(struct segment *s, int err, bool gone)
 	struct fs *fs = n->fs;
 	node_ref(fs, n);
 	silt_lock(&n->lock);
+	int64_t moved = 0;
+	if (!err && s->write.append)
+		moved = (int64_t)(s->write.at - s->off);
 	if (!err)
 		commit_locked(fs, n, s);
 	else if (gone)
 		note_gone_locked(n, s, err);
 	write_buffer_complete(&n->buffer, s, err, gone);
+	if (moved)
+		write_buffer_shift(&n->buffer, moved);
 	if (!err)
 		node_stored_locked(fs, n);
 	else if (!gone)
@@ -150,6 +178,8 @@ static void segment_end(struct segment *s, int err, bool gone)
 	bool put = node_note_dirty_locked(fs, n);
 	silt_unlock(&n->lock);
 	node_submit(fs, chain);
+	if (moved || inval_busy(fs))
+		ready = inval_post(fs, moved ? n->ino : 0, ready);
 	run_waiters(ready);
 	if (put)
 		node_put(fs, n);

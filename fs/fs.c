@@ -280,6 +280,8 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	if (!err)
 		err = flag_table_init(&fs->flags);
 	if (!err)
+		err = inval_open(fs);
+	if (!err)
 		err = janitor_open(fs, &fs->janitor);
 	return err;
 }
@@ -374,6 +376,7 @@ void fs_close(struct fs *fs)
 	}
 	janitor_close(fs->janitor);
 	wait_for_requests(fs);
+	inval_close(fs);
 	if (fs->se)
 		fuse_session_destroy(fs->se);
 	fs_close_dirs(fs);

@@ -41,7 +41,7 @@ struct fs {
 	struct fuse_session *se;
 	bool mounted;
 	uint64_t init_unique; /* of the INIT request; 0 when it was answered */
-	uint32_t init_flags;  /* what the kernel offers */
+	uint32_t init_flags, init_flags2; /* what the kernel offers */
 	atomic_bool long_setxattr; /* the kernel sends the longer fuse_setxattr_in */
 	struct request_pool requests;
 	struct node_table nodes;
@@ -55,6 +55,7 @@ struct fs {
 	/* Calls to meta/ and cache/ on their way that are nobody's request: segments, windows. */
 	atomic_uint background;
 	struct janitor *janitor;
+	struct inval *inval;
 	struct control *control;
 	char features[256];
 };
@@ -186,6 +187,19 @@ bool transport_acl_clears_sgid(void);
 
 /* Is the CREATE that this thread is handling for a file without a name (O_TMPFILE)? */
 bool transport_unnamed(void);
+
+/* --- inval.c ------------------------------------------------------------------------------ */
+int inval_open(struct fs *fs);
+/* When no request is left. */
+void inval_close(struct fs *fs);
+
+/* Has the kernel drop pages and attributes of `ino`, soon, on a thread of its own. Takes those of
+ * `waiters` that answer a request, to be told after that; returns the others. Any thread, no locks. */
+struct flush_wait *inval_post(struct fs *fs, silt_ino ino, struct flush_wait *waiters);
+
+/* Is something posted that the kernel was not told yet? Then inval_post() with `ino` 0 lets waiters
+ * wait for that. */
+bool inval_busy(struct fs *fs);
 
 /* --- janitor.c ---------------------------------------------------------------------------- */
 int janitor_open(struct fs *fs, struct janitor **out);

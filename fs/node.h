@@ -36,6 +36,7 @@ struct flush_wait {
 	struct flush_wait *next;
 	uint64_t epoch;
 	int err;
+	bool answers; /* done() answers a FLUSH or FSYNC: after the kernel dropped pages that are wrong */
 	void (*done)(void *arg, int err); /* on any thread, no lock held */
 	void *arg;
 };

@@ -4,6 +4,9 @@
  * it. The kernel keeps the file's pages if they are of the version that is opened. O_TRUNC is part
  * of OPEN (FUSE_CAP_ATOMIC_O_TRUNC). close() of a file opened for reading sends no FLUSH.
  *
+ * A file opened to append bypasses the kernel's page cache, so that a record of up to 1 MiB less a page
+ * is one request, and ends up in one piece (write_buffer.h).
+ *
  * FLUSH (every close) and FSYNC answer when everything written so far is stored, or with the error.
  * A deleted file's bytes need not be stored: nobody can open it again. Those of a file that may get its
  * first name (O_TMPFILE) are stored by FSYNC and before LINK. */
@@ -132,6 +135,8 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	}
 	fi.fh = (uintptr_t)h;
 	fi.noflush = !writable(r->flags);
+	/* Else the kernel cuts a write(2) at its pages: each record is to come as one WRITE. */
+	fi.direct_io = (r->flags & O_APPEND) && writable(r->flags);
 	fs_overlay(fs, &seen);
 	silt_lock(&h->node->lock);
 	uint64_t version = h->node->whole_version;
@@ -183,20 +188,11 @@ static bool node_inode(struct request *r, struct silt_inode *inode)
 }
 
 /* An OPEN without a LOOKUP: a listing gave the name. It gave the attributes too, and the kernel
- * would end its reads at that size: it is told to ask. It does not ask before it appends: ESTALE
- * makes it open again with a LOOKUP. If there is no name to look up (/proc/self/fd), the second
- * OPEN takes what this one left. */
+ * would end its reads at that size: it is told to ask. Where an append goes is decided here. */
 static void open_listed(struct request *r, const struct silt_inode *inode)
 {
 	fuse_lowlevel_notify_inval_inode(r->fs->se, r->ino, -1, 0);
-	if (!(r->flags & O_APPEND) || !writable(r->flags)) {
-		open_with(r, inode);
-		return;
-	}
-	/* Only here: left behind for longer, it would answer a later open(2) that sends no LOOKUP.
-	 */
-	fresh_put(&r->fs->fresh, r->pid, inode);
-	request_end_err(r, -ESTALE);
+	open_with(r, inode);
 }
 
 static void open_getattr(void *arg, const struct meta_reply *reply)
@@ -358,6 +354,7 @@ static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fu
 	node_ref(r->fs, n);
 	r->wait.done = flushed;
 	r->wait.arg = r;
+	r->wait.answers = true;
 	request_arm(r);
 	node_flush(r->fs, n, &r->wait);
 }

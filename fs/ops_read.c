@@ -25,6 +25,8 @@
 #define PREFETCH_EXTENTS 8
 #define READ_TRIES       2
 
+static void read_plan(struct request *r);
+
 /* --- planning ----------------------------------------------------------------------------- */
 
 static bool add_piece(struct request *r, const struct silt_extent *e, uint64_t off, uint32_t len)

@@ -102,6 +102,7 @@ struct request {
 	uint8_t *buf;
 	uint64_t parked_ns; /* silt_now_ns() */
 	unsigned tries;
+	bool append, claimed; /* write: to the end; the claim is won */
 	bool noted; /* in the handle's guess about sequential reading */
 	atomic_uint pending;
 	atomic_int err;

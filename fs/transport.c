@@ -10,6 +10,9 @@
  * set-group-ID bit away (the caller is not in the group). The request is made the short one again
  * that libfuse expects, and the word is kept likewise.
  *
+ * FUSE_DIRECT_IO_ALLOW_MMAP: files opened with FOPEN_DIRECT_IO (to append; ops_file.c) may be mapped
+ * shared as others may.
+ *
  * FUSE_TMPFILE: looks like a CREATE and becomes one; that it was one is kept in the same way. */
 #include <errno.h>
 #include <linux/fuse.h>
@@ -36,7 +39,11 @@
 #define SETXATTR_LONG    16
 #define SETXATTR_NO_SGID 1u
 
-#define OPCODE_TMPFILE 51
+#ifndef FUSE_INIT_EXT
+#define FUSE_INIT_EXT (1 << 30)
+#endif
+#define DIRECT_IO_ALLOW_MMAP2 (1u << 4) /* bit 36, in flags2 */
+#define OPCODE_TMPFILE        51
 
 /* Of the request being handled by this thread. */
 static __thread bool kill_suid, acl_clears_sgid, unnamed;
@@ -91,6 +98,9 @@ static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
 		const struct fuse_init_in *init = arg;
 		fs->init_unique = in->unique;
 		fs->init_flags = init->flags;
+		if ((init->flags & FUSE_INIT_EXT) &&
+		    arg_len >= offsetof(struct fuse_init_in, flags2) + sizeof(init->flags2))
+			fs->init_flags2 = init->flags2;
 	}
 	return n;
 }
@@ -105,6 +115,13 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 			struct fuse_init_out *init = iov[1].iov_base;
 			init->flags |= fs->init_flags & ADDED_FLAGS;
 			atomic_store(&fs->long_setxattr, (fs->init_flags & FUSE_SETXATTR_EXT) != 0);
+			fs->init_flags2 &= DIRECT_IO_ALLOW_MMAP2;
+			if (fs->init_flags2 &&
+			    iov[1].iov_len >= offsetof(struct fuse_init_out, flags2) +
+			                              sizeof(init->flags2)) {
+				init->flags |= FUSE_INIT_EXT;
+				init->flags2 |= fs->init_flags2;
+			}
 		}
 		janitor_ready(fs->janitor);
 	}

@@ -202,6 +202,9 @@ int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, siz
 {
 	size_t done = 0;
 	int err = 0;
+	if (write_buffer_empty(b))
+		b->appends = false;
+	assert(!b->appends);
 	while (done < len) {
 		ssize_t n = put_some(b, off + done, (const uint8_t *)data + done, len - done);
 		if (n < 0) {
@@ -214,6 +217,44 @@ int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, siz
 		b->mtime = now;
 	*taken = done;
 	return err;
+}
+
+int write_buffer_append(struct write_buffer *b, uint64_t off, const void *data, size_t len,
+                        struct silt_time now, bool fresh)
+{
+	assert(len > 0 && len <= PACK_TARGET);
+	if (write_buffer_empty(b))
+		b->appends = true;
+	if (!b->appends)
+		return -EAGAIN;
+	struct segment *s = b->dirty.n ? b->dirty.v[b->dirty.n - 1] : NULL;
+	if (s && (segment_end(s) != off || s->len + len > PACK_TARGET ||
+	          (fresh && s->epoch != b->epoch)))
+		s = NULL;
+	bool made = !s;
+	if (made)
+		s = segment_new(b, off);
+	if (!s)
+		return -ENOMEM;
+	if (segment_grow(b, s, s->len + (uint32_t)len)) {
+		if (made)
+			free(s);
+		return -ENOMEM;
+	}
+	memcpy(s->data + s->len, data, len);
+	s->len += (uint32_t)len;
+	if (made)
+		list_insert(&b->dirty, s);
+	b->mtime = now;
+	return 0;
+}
+
+void write_buffer_shift(struct write_buffer *b, int64_t delta)
+{
+	for (size_t i = 0; i < b->dirty.n; i++)
+		b->dirty.v[i]->off += (uint64_t)delta;
+	for (size_t i = 0; i < b->sent.n; i++)
+		b->sent.v[i]->off += (uint64_t)delta;
 }
 
 uint64_t write_buffer_run(const struct write_buffer *b, uint64_t off, uint64_t end,
@@ -251,10 +292,15 @@ static bool overlaps_sent(const struct write_buffer *b, const struct segment *s)
 
 static void send_segment(struct write_buffer *b, struct segment *s, struct segment **chain)
 {
+	struct silt_extent before = s->write.extent;
 	s->state = SEGMENT_SENT;
 	s->write = (struct cache_write){
 		.ino = b->ino, .off = s->off, .data = s->data, .len = s->len, .mtime = b->mtime
 	};
+	if (b->appends) {
+		s->write.append = true;
+		s->write.extent = before; /* of a try that stored it and may have committed it */
+	}
 	s->chain = *chain;
 	*chain = s;
 	atomic_fetch_add(&b->pool->sent, s->cap);
@@ -263,6 +309,16 @@ static void send_segment(struct write_buffer *b, struct segment *s, struct segme
 void write_buffer_seal(struct write_buffer *b, enum seal_mode mode, uint64_t epoch,
                        struct segment **chain)
 {
+	if (b->appends && !write_buffer_empty(b)) {
+		struct segment *s = b->dirty.n ? b->dirty.v[0] : NULL;
+		bool full = s && (b->dirty.n > 1 || s->len == PACK_TARGET);
+		if (!s || b->sent.n || s->epoch > epoch || (mode == SEAL_FULL && !full))
+			return;
+		list_remove(&b->dirty, 0);
+		list_insert(&b->sent, s);
+		send_segment(b, s, chain);
+		return;
+	}
 	if (b->dirty.n > DIRTY_MANY)
 		mode = SEAL_ALL;
 	size_t kept = 0;

@@ -11,6 +11,11 @@
  * segment whose upload failed stays among the sent (state SEGMENT_FAILED), holds everything newer
  * back, and is sent again by write_buffer_retry(), until it is stored or given up.
  *
+ * A buffer may hold appends instead: records that go behind the file's end wherever Redis finds that,
+ * whole. A record then lies in one segment (which may cross a window's border), and one segment is on
+ * its way at a time, so that records keep their order; where it was put is known when it is done, and
+ * what follows moves along. Appends and other writes are never in a buffer together.
+ *
  * Not thread-safe: the owner locks (fs/node.h: the node's lock). Nothing here does I/O: what is to
  * be sent is handed out as a chain, and the owner submits it after it has let go of its lock. */
 #pragma once
@@ -54,6 +59,7 @@ struct write_buffer {
 	silt_ino ino;
 	struct segment_list dirty, sent;
 	size_t failed;  /* of `sent`: with err set */
+	bool appends;   /* what is in it; of no meaning when it is empty */
 	uint64_t epoch; /* new segments get it; a flush raises it: older segments are what it waits
 	                   for */
 	struct silt_time mtime; /* of the last write */
@@ -72,6 +78,12 @@ static inline bool write_buffer_empty(const struct write_buffer *b)
 /* Takes `len` bytes. -ENOMEM: the bytes before *taken are in. */
 int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, size_t len,
                      struct silt_time now, size_t *taken);
+
+/* Takes a record whole that is appended at `off`, the end of everything known. -EAGAIN: the buffer has
+ * other writes (and write_buffer_put() must not be called while it has appends); -ENOMEM. `fresh`: not
+ * into a segment of an older epoch. */
+int write_buffer_append(struct write_buffer *b, uint64_t off, const void *data, size_t len,
+                        struct silt_time now, bool fresh);
 
 /* What is at `off`: returns where the run that begins there ends (at most `end`). *data is its
  * bytes, or NULL when nothing is buffered in it. */
@@ -97,6 +109,9 @@ void write_buffer_retry(struct write_buffer *b, struct segment **chain);
 /* A sent segment is done. err 0: it is freed. Otherwise it stays as failed, or, when `drop`, is
  * freed all the same. */
 void write_buffer_complete(struct write_buffer *b, struct segment *s, int err, bool drop);
+
+/* After an append was put elsewhere: everything in the buffer moves by `delta` bytes. */
+void write_buffer_shift(struct write_buffer *b, int64_t delta);
 
 /* Forgets dirty and failed bytes at and past `size`; sent ones stay. */
 void write_buffer_truncate(struct write_buffer *b, uint64_t size);
