@@ -87,7 +87,7 @@ static void commit_locked(struct fs *fs, struct node *n, const struct segment *s
 	}
 	if (end > a->size || (s->write.append && version == a->version))
 		a->size = end; /* an append knows the end */
-	size_t sent = 0; /* others on their way, which may fill gaps */
+	size_t sent = 0;       /* others on their way, which may fill gaps */
 	for (size_t i = 0; i < n->buffer.sent.n; i++)
 		sent += n->buffer.sent.v[i] != s && n->buffer.sent.v[i]->state == SEGMENT_SENT;
 	if (n->gaps > sent || add_to_map(n, s)) {
@@ -197,8 +197,8 @@ static void gone_checked(void *arg, const struct meta_reply *reply)
 	segment_end(arg, immutable ? -EPERM : gone ? -ENOENT : -EIO, gone);
 }
 
-/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's, -EPERM
- * likewise: only the first is a reason to give bytes up, so it is asked. */
+/* cache_done of a segment. -ENOENT may be the file's (somebody deleted it) or a missing bucket's,
+ * -EPERM likewise: only the first is a reason to give bytes up, so it is asked. */
 static void segment_done(void *arg, int err)
 {
 	struct segment *s = arg;

@@ -264,6 +264,7 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	silt_lock_init(&fs->queue.lock);
 	silt_lock_init(&fs->open_dirs.lock);
 	silt_cond_init(&fs->queue.clean);
+	atime_init(&fs->atimes);
 	fs->pool.budget = cfg->buffer_size ? cfg->buffer_size : DEFAULT_BUFFER;
 	fs->mountpoint = strdup(cfg->mountpoint);
 	fs->source = strdup(cfg->source ? cfg->source : "siltfs");
@@ -335,6 +336,7 @@ int fs_serve(struct fs *fs)
 	if (rc < 0)
 		silt_error(fs->cfg.log, "the FUSE loop ended with an error: %s", strerror(-rc));
 	fs_unpark(fs, -EIO);
+	atime_send(fs, 0);
 	int err = fs_flush_all(fs);
 	return err ? err : rc;
 }
@@ -387,6 +389,7 @@ void fs_close(struct fs *fs)
 	flag_table_free(&fs->flags);
 	request_pool_free(&fs->requests);
 	silt_cond_destroy(&fs->queue.clean);
+	atime_destroy(&fs->atimes);
 	silt_lock_destroy(&fs->queue.lock);
 	silt_lock_destroy(&fs->open_dirs.lock);
 	free(fs->mountpoint);

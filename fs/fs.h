@@ -29,6 +29,7 @@ struct fs_config {
 	uint64_t buffer_size;	/* bytes of written data in memory at most; 0: 256 MiB */
 	unsigned max_threads;	/* FUSE threads; 0: 10 */
 	bool read_only;
+	enum fs_atime { FS_NOATIME, FS_RELATIME, FS_STRICTATIME } atime;
 	void (*ready)(void *arg, const char *features); /* called once, when the kernel's INIT is answered */
 	void *ready_arg;
 };

@@ -35,6 +35,14 @@ struct open_dirs {
 	struct dir_handle *first;
 };
 
+/* Reads that Redis is not told of yet (atime.c). */
+struct atime_table {
+	struct silt_lock lock;
+	struct meta_touch v[META_TOUCH_MAX];
+	size_t n;
+	uint64_t since; /* silt_now_ns() of the first; 0: none */
+};
+
 struct fs {
 	struct fs_config cfg;
 	char *mountpoint, *source, *control_path;
@@ -56,6 +64,7 @@ struct fs {
 	atomic_uint background;
 	struct janitor *janitor;
 	struct inval *inval;
+	struct atime_table atimes;
 	struct control *control;
 	char features[256];
 };
@@ -187,6 +196,23 @@ bool transport_acl_clears_sgid(void);
 
 /* Is the CREATE that this thread is handling for a file without a name (O_TMPFILE)? */
 bool transport_unnamed(void);
+
+/* --- atime.c ------------------------------------------------------------------------------ */
+void atime_init(struct atime_table *t);
+void atime_destroy(struct atime_table *t);
+
+/* Would a read of a file with these times count? */
+bool atime_due(const struct fs *fs, const struct silt_attr *a);
+/* A directory or link was read; Redis decides whether it counts. */
+void atime_note(struct fs *fs, silt_ino ino, struct silt_time now);
+/* A file was read through `h`. No lock held. */
+void atime_read(struct fs *fs, struct handle *h);
+/* Corrects what Redis said by what it was not told yet. */
+void atime_overlay(struct fs *fs, struct silt_attr *a);
+/* Tells Redis now, if `ino` (0: anything) is among it. */
+void atime_send(struct fs *fs, silt_ino ino);
+/* Janitor: the same when it is time. Returns ms until then, -1: nothing to do. */
+int atime_send_due(struct fs *fs);
 
 /* --- inval.c ------------------------------------------------------------------------------ */
 int inval_open(struct fs *fs);

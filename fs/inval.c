@@ -1,10 +1,10 @@
-/* Telling the kernel that pages it has of a file are wrong: an append went elsewhere than the kernel took
- * the end to be.
+/* Telling the kernel that pages it has of a file are wrong: an append went elsewhere than the
+ * kernel took the end to be.
  *
- * The kernel waits for locked pages when it drops them, and a page may be locked by a WRITE or READ that
- * waits for this daemon: so it is told on a thread of its own, which answers nothing that such a request
- * could wait for. What it does answer, after the pages are gone, are FLUSH and FSYNC: after close() and
- * fsync() a read sees what is in the file. */
+ * The kernel waits for locked pages when it drops them, and a page may be locked by a WRITE or READ
+ * that waits for this daemon: so it is told on a thread of its own, which answers nothing that such
+ * a request could wait for. What it does answer, after the pages are gone, are FLUSH and FSYNC:
+ * after close() and fsync() a read sees what is in the file. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>

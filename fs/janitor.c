@@ -184,6 +184,9 @@ static void *janitor_run(void *arg)
 		if (poll(&p, 1, timeout) > 0 && read(j->wake, &n, sizeof(n)) < 0)
 			continue;
 		timeout = fs_retry_due(fs);
+		int due = atime_send_due(fs);
+		if (due >= 0 && (timeout < 0 || timeout > due))
+			timeout = due;
 		if (tick(j) > 0 && (timeout < 0 || timeout > TICK_MS))
 			timeout = TICK_MS;
 		if (atomic_exchange(&j->ready, false)) {

@@ -233,6 +233,7 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 
 void fs_overlay(struct fs *fs, struct silt_inode *inode)
 {
+	atime_overlay(fs, &inode->attr);
 	if (!S_ISREG(inode->attr.mode))
 		return;
 	struct node *n = node_get(fs, inode->attr.ino);

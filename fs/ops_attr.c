@@ -115,6 +115,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct request *r = request_begin(req, KIND_GETATTR, ino);
 	if (!r)
 		return;
+	atime_send(r->fs, ino);
 	struct silt_inode seen = { 0 };
 	double age, keep = r->fs->cfg.attr_timeout;
 	if (dir_get(&r->fs->dirs, ino, keep, &seen.attr, &age)) {
@@ -264,6 +265,7 @@ void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
 		r->valid |= META_CLEAR_SUID;
 	if (needs_flush(r))
 		r->node = node_get(r->fs, ino);
+	atime_send(r->fs, ino);
 	if (r->valid & (META_SET_UID | META_SET_GID)) /* whoever does it, as Linux does */
 		r->valid |= META_CLEAR_SUID;
 	request_arm(r);

@@ -233,6 +233,10 @@ static void readdir(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, size_t 
 	if (!r)
 		return;
 	r->plus = kind == KIND_READDIRPLUS;
+	if (off == 0 && r->fs->cfg.atime != FS_NOATIME) {
+		dir_drop(&r->fs->dirs, ino);
+		atime_note(r->fs, ino, fs_now());
+	}
 	r->dir_handle = (struct dir_handle *)(uintptr_t)fi->fh;
 	r->off = (uint64_t)off;
 	r->size = size;

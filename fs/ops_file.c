@@ -4,12 +4,12 @@
  * it. The kernel keeps the file's pages if they are of the version that is opened. O_TRUNC is part
  * of OPEN (FUSE_CAP_ATOMIC_O_TRUNC). close() of a file opened for reading sends no FLUSH.
  *
- * A file opened to append bypasses the kernel's page cache, so that a record of up to 1 MiB less a page
- * is one request, and ends up in one piece (write_buffer.h).
+ * A file opened to append bypasses the kernel's page cache, so that a record of up to 1 MiB less a
+ * page is one request, and ends up in one piece (write_buffer.h).
  *
  * FLUSH (every close) and FSYNC answer when everything written so far is stored, or with the error.
- * A deleted file's bytes need not be stored: nobody can open it again. Those of a file that may get its
- * first name (O_TMPFILE) are stored by FSYNC and before LINK. */
+ * A deleted file's bytes need not be stored: nobody can open it again. Those of a file that may get
+ * its first name (O_TMPFILE) are stored by FSYNC and before LINK. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -137,11 +137,14 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	fi.noflush = !writable(r->flags);
 	/* Else the kernel cuts a write(2) at its pages: each record is to come as one WRITE. */
 	fi.direct_io = (r->flags & O_APPEND) && writable(r->flags);
+	/* With pages of its own the kernel would not tell of reads that count. */
+	fi.direct_io |= fs->cfg.atime == FS_STRICTATIME;
 	fs_overlay(fs, &seen);
 	silt_lock(&h->node->lock);
 	uint64_t version = h->node->whole_version;
 	silt_unlock(&h->node->lock);
-	fi.keep_cache = opened_note(&fs->opened, seen.attr.ino, version);
+	fi.keep_cache =
+	        opened_note(&fs->opened, seen.attr.ino, version) && !atime_due(fs, &seen.attr);
 	if (request_claim(r)) {
 		if (r->kind == KIND_CREATE || r->kind == KIND_TMPFILE) {
 			struct fuse_entry_param e;

@@ -291,6 +291,7 @@ void op_readlink(fuse_req_t req, fuse_ino_t ino)
 	struct request *r = request_begin(req, KIND_READLINK, ino);
 	if (!r)
 		return;
+	atime_note(r->fs, ino, fs_now());
 	request_arm(r);
 	meta_readlink(r->fs->cfg.meta, ino, readlink_done, r);
 }

@@ -254,6 +254,7 @@ void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 		request_end_err(r, -ENOMEM);
 		return;
 	}
+	atime_read(r->fs, h);
 	r->resume = read_plan;
 	request_arm(r);
 	read_plan(r);

@@ -21,9 +21,9 @@ static bool forbidden(const struct node *n, bool append, uint64_t off)
 	return (n->attr.flags & SILT_FLAG_APPEND) && !append && off < node_size_locked(n);
 }
 
-/* Puts the bytes into the buffer and sends what is full. An append goes behind the end as it is known
- * here, whatever the kernel takes it to be. Returns the number taken or -errno; -EAGAIN: the buffer has
- * appends and this is none, or the other way round. */
+/* Puts the bytes into the buffer and sends what is full. An append goes behind the end as it is
+ * known here, whatever the kernel takes it to be. Returns the number taken or -errno; -EAGAIN: the
+ * buffer has appends and this is none, or the other way round. */
 static ssize_t put(struct fs *fs, struct node *n, bool append, uint64_t off, const void *data,
                    size_t size)
 {
@@ -166,7 +166,8 @@ void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		fuse_reply_err(req, EFBIG);
 		return;
 	}
-	bool append = (fi->flags & O_APPEND) && !fi->writepage; /* a page of a mapping has its place */
+	bool append =
+	        (fi->flags & O_APPEND) && !fi->writepage; /* a page of a mapping has its place */
 	bool full = used > 0 && used + size > fs->pool.budget;
 	bool wait = atomic_load(&fs->queue.nparked) > 0 || full;
 	ssize_t n = 0;

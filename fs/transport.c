@@ -10,8 +10,8 @@
  * set-group-ID bit away (the caller is not in the group). The request is made the short one again
  * that libfuse expects, and the word is kept likewise.
  *
- * FUSE_DIRECT_IO_ALLOW_MMAP: files opened with FOPEN_DIRECT_IO (to append; ops_file.c) may be mapped
- * shared as others may.
+ * FUSE_DIRECT_IO_ALLOW_MMAP: files opened with FOPEN_DIRECT_IO (to append; ops_file.c) may be
+ * mapped shared as others may.
  *
  * FUSE_TMPFILE: looks like a CREATE and becomes one; that it was one is kept in the same way. */
 #include <errno.h>
@@ -117,8 +117,8 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 			atomic_store(&fs->long_setxattr, (fs->init_flags & FUSE_SETXATTR_EXT) != 0);
 			fs->init_flags2 &= DIRECT_IO_ALLOW_MMAP2;
 			if (fs->init_flags2 &&
-			    iov[1].iov_len >= offsetof(struct fuse_init_out, flags2) +
-			                              sizeof(init->flags2)) {
+			    iov[1].iov_len >=
+			            offsetof(struct fuse_init_out, flags2) + sizeof(init->flags2)) {
 				init->flags |= FUSE_INIT_EXT;
 				init->flags2 |= fs->init_flags2;
 			}

@@ -237,6 +237,7 @@ static int open_fs(struct mount *m, struct silt_err *err)
 		.buffer_size = o->buffer_size,
 		.max_threads = (unsigned)o->threads,
 		.read_only = o->read_only,
+		.atime = o->strictatime ? FS_STRICTATIME : o->relatime ? FS_RELATIME : FS_NOATIME,
 		.ready = on_ready,
 		.ready_arg = m,
 	};

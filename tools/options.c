@@ -65,6 +65,10 @@ const struct option_def option_table[] = {
 	  "log debug lines of these topics" },
 	{ "ro", OPTION_FLAG, FIELD(read_only), 0, 0, NULL, NULL, "read-only" },
 	{ "rw", OPTION_CLEAR, FIELD(read_only), 0, 0, NULL, NULL, "read-write, the default" },
+	{ "relatime", OPTION_FLAG, FIELD(relatime), 0, 0, NULL, NULL,
+	  "reads move access times, once after a change and once a day" },
+	{ "strictatime", OPTION_FLAG, FIELD(strictatime), 0, 0, NULL, NULL,
+	  "every read moves the access time; without the kernel's page cache" },
 	{ "allow_other", OPTION_FLAG, FIELD(allow_other), 0, 0, NULL, NULL,
 	  "other users may use the mount; the default when root mounts" },
 	{ "noallow_other", OPTION_FLAG, FIELD(no_allow_other), 0, 0, NULL, NULL,
@@ -78,8 +82,8 @@ const struct option_def option_table[] = {
 	{ "nosuid", OPTION_PASS }, { "suid", OPTION_PASS }, { "nodev", OPTION_PASS },
 	{ "dev", OPTION_PASS }, { "noexec", OPTION_PASS }, { "exec", OPTION_PASS },
 	{ "noatime", OPTION_PASS }, { "atime", OPTION_PASS }, { "nodiratime", OPTION_IGNORE },
-	{ "diratime", OPTION_IGNORE }, { "relatime", OPTION_IGNORE }, { "norelatime", OPTION_IGNORE },
-	{ "strictatime", OPTION_IGNORE }, { "lazytime", OPTION_IGNORE },
+	{ "diratime", OPTION_IGNORE }, { "norelatime", OPTION_IGNORE },
+	{ "nostrictatime", OPTION_IGNORE }, { "lazytime", OPTION_IGNORE },
 	{ "sync", OPTION_PASS }, { "async", OPTION_PASS }, { "dirsync", OPTION_PASS },
 	{ "defaults", OPTION_IGNORE }, { "auto", OPTION_IGNORE }, { "noauto", OPTION_IGNORE },
 	{ "nofail", OPTION_IGNORE }, { "_netdev", OPTION_IGNORE }, { "user", OPTION_IGNORE },
@@ -363,7 +367,7 @@ void options_help(FILE *out)
 		if (def->value)
 			fprintf(out, "%31s(default %s)\n", "", def->value);
 	}
-	fputs("  Words of mount(8) are taken too: nosuid, nodev, noexec, noatime, sync, _netdev,\n"
+	fputs("  Words of mount(8) are taken too: nosuid, nodev, noexec, sync, _netdev,\n"
 	      "  noauto, nofail, user, x-*...\n",
 	      out);
 }

@@ -30,6 +30,7 @@ struct mount_options {
 	enum silt_log_level log_level;
 	char *debug;
 	bool read_only;
+	bool relatime, strictatime;
 	bool allow_other, allow_root, no_allow_other, no_default_permissions;
 	char fuse[OPTIONS_FUSE_MAX]; /* words for libfuse, comma-separated; options_fuse() adds ours
 	                              */
