@@ -108,7 +108,8 @@ static void send_batch(struct meta *m, unsigned shard, struct batch *b)
 		send_appends(m, b);
 		return;
 	}
-	struct conn_request *r = call_begin(m, shard, F_COMMIT, (int)b->n * 7, b->n * 160);
+	struct conn_request *r = call_begin(m, shard, F_COMMIT, (int)b->n * 7 + 1, b->n * 160 + 40);
+	char tx[40];
 	for (size_t i = 0; i < b->n; i++) {
 		const struct meta_commit *c = b->items[i];
 		uint8_t ext[SILT_EXTENT_ENCODED_MAX];
@@ -120,6 +121,8 @@ static void send_batch(struct meta *m, unsigned shard, struct batch *b)
 		conn_arg_u64(&r, c->extent.pack);
 		conn_arg_u64(&r, c->extent.stored);
 	}
+	next_tx(m, tx);
+	conn_arg_str(&r, tx);
 	call_send(m, F_COMMIT, r, got_batch, b);
 }
 

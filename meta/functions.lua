@@ -24,6 +24,7 @@
 --   Tt               hash    intents of operations across shards: transaction -> what it is
 --   Ta<transaction>  string  result of a step that was applied for a transaction
 --   Tr<session>      hash    number % 128 -> reply of that request (see "requests sent again")
+--   Tm<session>      string  the same for inodes that it made: u48 q at q % 128 * 6
 --
 -- Dentry buckets. A name's place in its directory is the first 52 bits of its SHA-1; that never
 -- changes, and a listing goes in the order of places. With n buckets, 2^L <= n < 2^(L+1), the range of
@@ -593,9 +594,10 @@ end
 
 -- --- requests sent again
 --
--- Most functions see from what is there that they have been applied already. Those that take names away
--- or exchange them can't: the name that is there now may be somebody else's new file. So they keep their
--- reply, under the request's number, for a while: 128 numbers of a session, more than it has under way at a time.
+-- Some functions see from what is there that they have been applied already. Others can't: the name that
+-- unlink finds may be somebody else's new file, the size that setattr finds somebody else's new bytes.
+-- So they keep their reply, under the request's number, for a while: 128 numbers of a session, more than
+-- it has under way at a time. make, the most frequent, keeps only the number of the inode that it made.
 
 local REQUESTS = 128
 
@@ -619,4 +621,16 @@ local function answered(T, id)
   local kept, reply = cmsgpack.unpack(s)
   if kept == n then return reply end
   return nil, kept < n
+end
+
+-- That `session` made inode q; asked when it sends the request again and nothing is there.
+local function remember_made(T, session, q)
+  if session ~= '0' then
+    call('SETRANGE', T .. 'm' .. session, q % REQUESTS * 6, struct.pack('<I6', q))
+  end
+end
+
+local function has_made(T, session, q)
+  local at = q % REQUESTS * 6
+  return call('GETRANGE', T .. 'm' .. session, at, at + 5) == struct.pack('<I6', q)
 end

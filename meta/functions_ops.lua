@@ -89,7 +89,8 @@ local function make(K, A)
   local now, fill = A[7], tonumber(A[11])
   local d, key, entry = find_entry(T, q, name)
   if not d then return key end
-  if entry then
+  local again = A[14] == '1' and has_made(T, A[12], iq) -- whatever became of the name since
+  if entry and not again then
     local _, shard, oq = entry_get(entry)
     local s = ''
     if not shard then
@@ -101,20 +102,20 @@ local function make(K, A)
   end
   local ikey, ifield = inode_key(T, iq)
   if call('HEXISTS', ikey, ifield) == 1 then
-    -- Sent again, and the name is another by now: it is still what we made if its first time is ours.
     local r, s = get(T, iq)
-    if A[14] == '1' and r.atime == now then return { 0, entry_of(r.kind, shard_of(T), iq, T), s } end
+    -- Without a session: it is what we made if its first time is ours.
+    if again or (A[14] == '1' and r.atime == now) then
+      return { 0, entry_of(r.kind, shard_of(T), iq, T), s }
+    end
     return ESTALE
   end
   local mode, umask, gid = A[4] % 65536, floor(A[4] / 65536), tonumber(A[6])
   local kind = TYPE_OF[floor(mode / 4096)]
   if not kind then return EINVAL end
-  if has_flag(d, IMMUTABLE) then return EPERM end
+  if has_flag(d, IMMUTABLE) and not again then return EPERM end
   if kind == DIR and d.nlink >= LINK_MAX * 1000 then return EMLINK end
   local default, access = acl.default_of(T, q, d), nil
   mode, access = acl.inherit(kind, mode, umask, default)
-  local granted, busy = lease(T, q, d, A[12], A[13] == '1') -- from here on nothing fails: it must be told
-  if busy then return EAGAIN end
   if floor(d.mode / 1024) % 2 == 1 then
     gid = d.gid
     if kind == DIR and floor(mode / 1024) % 2 == 0 then mode = mode + 1024 end
@@ -126,23 +127,31 @@ local function make(K, A)
     r.tail = struct.pack('<I2I6', shard_of(T), q)
   elseif kind == LNK then
     r.size = A[9] == '' and #A[8] - 1 or #A[9]
-    if A[9] ~= '' then call('SET', T .. 'y' .. hex(iq), A[9]) end
   end
+  entry = entry_of(kind, shard_of(T), iq, T)
+  if again then return { 0, entry, build(r) } end -- somebody has removed it
+  local granted, busy = lease(T, q, d, A[12], A[13] == '1') -- from here on nothing fails: it must be told
+  if busy then return EAGAIN end
+  if A[9] ~= '' then call('SET', T .. 'y' .. hex(iq), A[9]) end
   acl.give(T, iq, r, access, default)
   local s = build(r)
   call('HSET', ikey, ifield, s)
-  entry = entry_of(kind, shard_of(T), iq, T)
   call('HSET', key, name, entry)
+  remember_made(T, A[12], iq)
   local ds = touch_dir(T, q, d, 1, kind == DIR and 1 or 0, now, fill)
   usage(T, 1, 0)
   return { 0, entry, s, ds, granted }
 end
 
--- inode, what, mode, uid, gid, size, atime, mtime, ctime, now, retry
+-- inode, what, mode, uid, gid, size, atime, mtime, ctime, now, transaction, retry. Reply: 0, record
 local function setattr(K, A)
   local T, q, set = K[1], tonumber(A[1]), tonumber(A[2])
-  local r = get(T, q)
+  local before, certain = answered_before(T, A[11], A[12])
+  if before then return before end
+  local r, s = get(T, q)
   if not r then return ENOENT end
+  -- Sent again, and so many later ones were executed that its reply is gone: then it was, too.
+  if A[12] == '1' and not certain and request_of(T, A[11]) then return { 0, s } end
   local function has(b) return floor(set / b) % 2 == 1 end
   if has_flag(r, IMMUTABLE) then return EPERM end
   if has_flag(r, APPEND) then -- no change but "now"
@@ -167,7 +176,7 @@ local function setattr(K, A)
   if has(16) then r.atime = A[7] end
   if has(32) then r.mtime = A[8] end
   r.ctime = has(64) and A[9] or A[10]
-  return { 0, put(T, q, r) }
+  return remember(T, A[11], { 0, put(T, q, r) })
 end
 
 -- A file whose last name is gone stays without; one that never had a name (tmpfile) gets its first from the
@@ -440,17 +449,19 @@ local function commit_one(T, q, now, stop, ext, win, pack, stored, packs, again)
   return r.version
 end
 
--- items of: inode, now, end, extent, window, pack, stored; then retry. Reply: a version or errno each;
--- a damaged record fails its own item only.
+-- items of: inode, now, end, extent, window, pack, stored; then transaction, retry. Reply: a version or
+-- errno each; a damaged record fails its own item only.
 local function commit(K, A)
-  local T, out, packs = K[1], {}, {}
-  for i = 1, #A - 1, 7 do
+  local T, out, packs, id, retry = K[1], {}, {}, A[#A - 1], A[#A]
+  local before, certain = answered_before(T, id, retry)
+  if before then return before end
+  for i = 1, #A - 2, 7 do
     local ok, v = pcall(commit_one, T, tonumber(A[i]), A[i + 1], tonumber(A[i + 2]), A[i + 3], A[i + 4],
-      tonumber(A[i + 5]), tonumber(A[i + 6]), packs, A[#A] == '1')
+      tonumber(A[i + 5]), tonumber(A[i + 6]), packs, retry == '1' and not certain)
     out[#out + 1] = ok and v or EIO
   end
   for pack, stored in pairs(packs) do live(T, pack, stored) end
-  return out
+  return remember(T, id, out)
 end
 
 -- counter, how many, the highest that the caller knows to be given out (more than the counter says when

@@ -59,7 +59,7 @@ local function session_sweep(K, A)
       call('HDEL', T .. 'o', all[i])
     end
   end
-  if page[1] == '0' then call('DEL', T .. 'r' .. A[1]) end
+  if page[1] == '0' then call('DEL', T .. 'r' .. A[1], T .. 'm' .. A[1]) end
   return { 0, page[1] }
 end
 

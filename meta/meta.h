@@ -11,7 +11,7 @@
  * Names are `len` bytes without NUL or '/', 1 to SILT_NAME_MAX long (-ENAMETOOLONG, -EINVAL).
  *
  * Retries: a request that was on the wire when the connection broke is sent again, marked as a retry;
- * every function is idempotent under that mark (an unlink whose name is gone already succeeded...).
+ * what was executed is not executed again, also when another client has undone or changed it since.
  * While Redis can't be reached requests wait, up to `wait_ms`, then they end with -EIO.
  *
  * Threads: all functions from any thread unless they say otherwise. */

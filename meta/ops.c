@@ -30,20 +30,14 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 
 /* --- setattr --- */
 
-void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *v,
-                  struct silt_time now, meta_done done, void *arg)
+static void submit_setattr(struct op *op)
 {
-	struct op *op = op_new(m, F_SETATTR, NULL, 0, NULL, 0, 0, done, arg);
-	if (!op)
-		return;
-	op->ino = ino;
-	if ((set & META_SET_SIZE) && v->size > SILT_FILE_MAX) {
-		op_fail(op, -EFBIG);
-		return;
-	}
-	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_SETATTR, 10, 64);
-	conn_arg_u64(&r, silt_ino_seq(ino));
-	conn_arg_u64(&r, set);
+	const struct silt_attr *v = &op->values;
+	struct conn_request *r =
+	        call_begin(op->m, silt_ino_shard(op->ino), F_SETATTR, 11, 64 + sizeof(op->tx));
+	next_tx(op->m, op->tx);
+	conn_arg_u64(&r, silt_ino_seq(op->ino));
+	conn_arg_u64(&r, op->flags);
 	conn_arg_u64(&r, v->mode & 07777);
 	conn_arg_u64(&r, v->uid);
 	conn_arg_u64(&r, v->gid);
@@ -51,8 +45,25 @@ void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_
 	call_arg_time(&r, v->atime);
 	call_arg_time(&r, v->mtime);
 	call_arg_time(&r, v->ctime);
-	call_arg_time(&r, now);
-	call_send(m, F_SETATTR, r, got_inode, op);
+	call_arg_time(&r, op->now);
+	conn_arg_str(&r, op->tx);
+	call_send(op->m, F_SETATTR, r, got_inode, op);
+}
+
+void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *v,
+                  struct silt_time now, meta_done done, void *arg)
+{
+	struct op *op = op_new(m, F_SETATTR, NULL, 0, NULL, 0, 0, done, arg);
+	if (!op)
+		return;
+	op->ino = ino;
+	op->flags = set;
+	op->values = *v;
+	op->now = now;
+	if ((set & META_SET_SIZE) && v->size > SILT_FILE_MAX)
+		op_fail(op, -EFBIG);
+	else
+		submit_setattr(op);
 }
 
 /* --- readlink, window, statfs --- */
