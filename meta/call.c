@@ -31,6 +31,7 @@ bool function_writes(enum meta_function fn)
 	case F_GETATTR:
 	case F_READLINK:
 	case F_WINDOW:
+	case F_WINDOWS:
 	case F_NEXT_WINDOW:
 	case F_READDIR:
 	case F_STATFS:

@@ -1,8 +1,8 @@
 /* Private to meta/: the open volume, how a function is called, and one operation under way.
  *
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c requests and
- * replies; names.c operations on names; ops.c on inodes and the volume; readdir.c; commit.c; sequence.c
- * inode numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
+ * replies; names.c operations on names; ops.c on inodes and the volume; windows.c; readdir.c; commit.c;
+ * sequence.c inode numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -15,7 +15,7 @@
 /*	    id		   name */
 #define META_FUNCTIONS(X)                                                                          \
 	X(F_LOOKUP, "lookup") X(F_GETATTR, "getattr") X(F_READLINK, "readlink")                    \
-	X(F_WINDOW, "window") X(F_READDIR, "readdir") X(F_STATFS, "statfs")                        \
+	X(F_WINDOW, "window") X(F_WINDOWS, "windows") X(F_READDIR, "readdir") X(F_STATFS, "statfs")                        \
 	X(F_MAKE, "make") X(F_SETATTR, "setattr") X(F_LINK, "link") X(F_UNLINK, "unlink")          \
 	X(F_RMDIR, "rmdir") X(F_RENAME, "rename") X(F_RELEASE, "release") X(F_COMMIT, "commit")    \
 	X(F_TMPFILE, "tmpfile") X(F_ALLOCATE, "allocate") X(F_NEXT_WINDOW, "next_window")          \

@@ -260,3 +260,26 @@ int extent_map_encode(const struct extent_map *m, uint8_t **out, size_t *len)
 	*out = silt_steal(buf);
 	return 0;
 }
+
+size_t extent_logs_put(uint8_t *out, uint64_t window, const void *log, size_t len)
+{
+	uint64_t head[2] = { window, len };
+	_Static_assert(sizeof(head) == EXTENT_LOGS_HEAD, "extent.h says so");
+	memcpy(out, head, sizeof(head));
+	memcpy(out + sizeof(head), log, len);
+	return sizeof(head) + len;
+}
+
+bool extent_logs_next(const uint8_t **p, size_t *left, struct extent_log *out)
+{
+	uint64_t head[2];
+	if (*left < sizeof(head))
+		return false;
+	memcpy(head, *p, sizeof(head));
+	if (head[1] > *left - sizeof(head))
+		return false;
+	*out = (struct extent_log){ head[0], *p + sizeof(head), head[1] };
+	*p += sizeof(head) + head[1];
+	*left -= sizeof(head) + head[1];
+	return true;
+}

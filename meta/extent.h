@@ -79,3 +79,19 @@ const struct silt_extent *extent_map_find(const struct extent_map *m, uint64_t o
 
 /* Encodes the map as a log. Returns a malloced buffer in *out (NULL when empty) and its length. */
 int extent_map_encode(const struct extent_map *m, uint8_t **out, size_t *len);
+
+/* Logs of several windows in one buffer: for each the window and the length as 8 bytes, then the
+ * log. It stays on this machine: byte order is its own. */
+#define EXTENT_LOGS_HEAD 16
+
+struct extent_log {
+	uint64_t window;
+	const uint8_t *log;
+	size_t len;
+};
+
+/* Appends one at `out`, where EXTENT_LOGS_HEAD + len bytes are free; returns that number. */
+size_t extent_logs_put(uint8_t *out, uint64_t window, const void *log, size_t len);
+
+/* Takes the next one off (*p, *left). False: there is none. */
+bool extent_logs_next(const uint8_t **p, size_t *left, struct extent_log *out);

@@ -4,6 +4,7 @@
 	.global silt_functions_end
 silt_functions_begin:
 	.incbin "meta/functions.lua"
+	.incbin "meta/functions_truncate.lua"
 	.incbin "meta/functions_xattr.lua"
 	.incbin "meta/functions_ops.lua"
 	.incbin "meta/functions_data.lua"

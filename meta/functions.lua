@@ -535,57 +535,6 @@ local function drop_link(T, q, r, keep, now)
   return build(r)
 end
 
--- Cuts the windows of a file of `old` bytes. What it costs depends on what is cut off; nothing when that
--- is all.
-local function truncate_windows(T, q, size, old)
-  local key = T .. 'x' .. hex(q)
-  local first, last = floor(size / WINDOW), floor(old / WINDOW)
-  if size == 0 then
-    local name = hex(q) .. ':' .. hex(call('HINCRBY', T .. 'c', 'g', 1))
-    if call('EXISTS', key) == 1 then
-      call('RENAME', key, T .. 'x' .. name)
-      call('RPUSH', T .. 'g', 'X' .. name)
-    end
-    return
-  end
-  local function cut(w)
-    local log = call('HGET', key, w)
-    if not log then return end
-    if w > first or size % WINDOW == 0 then
-      call('RPUSH', T .. 'g', 'B' .. log)
-      call('HDEL', key, w)
-    else
-      call('HSET', key, w, log .. extent_put(size, (first + 1) * WINDOW - size, 0, 0, 0, 1, 0))
-    end
-  end
-  if last - first <= 2 * call('HLEN', key) then
-    for w = first, last do cut(w) end
-  else
-    for _, w in ipairs(call('HKEYS', key)) do
-      if tonumber(w) >= first then cut(tonumber(w)) end
-    end
-  end
-end
-
--- Cuts or extends a regular file. Changes r only (the caller puts it).
-local function resize(T, q, r, size)
-  local map = byte(r.tail, 1)
-  if size < r.size and map == 1 then
-    local off, len, pack, pack_off, stored, flags, _, skip = inline_extent(T, q, r)
-    if size <= off then
-      live(T, pack, -stored)
-      r.tail = '\0'
-    elseif size < off + len then
-      r.tail = '\1' .. extent_put(off, size - off, pack, pack_off, stored, flags, skip)
-    end
-  elseif size < r.size and map == 2 then
-    truncate_windows(T, q, size, r.size)
-    if size == 0 then r.tail = '\0' end
-  end
-  usage(T, 0, size - r.size)
-  r.size = size
-end
-
 local function drop_suid(mode)
   if floor(mode / 2048) % 2 == 1 then mode = mode - 2048 end
   if floor(mode / 1024) % 2 == 1 and floor(mode / 8) % 2 == 1 then mode = mode - 1024 end

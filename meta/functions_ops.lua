@@ -46,6 +46,13 @@ local function window(K, A)
   return { 0, call('HGET', K[1] .. 'x' .. hex(tonumber(A[1])), A[2]) or '' }
 end
 
+-- inode, cursor ("0" at first). Reply: the next cursor ("0": that was all), then window, log, ...: some
+-- of the windows that there are. One may come twice; those that stay throughout come all.
+local function windows(K, A)
+  local page = call('HSCAN', K[1] .. 'x' .. hex(tonumber(A[1])), A[2], 'COUNT', 50)
+  return { 0, page[1], unpack(page[2]) }
+end
+
 -- A page: whole buckets from the one that holds place A[2] on, until A[3] entries are there.
 local function readdir(K, A)
   local T, q, place, want, attrs = K[1], tonumber(A[1]), tonumber(A[2]), tonumber(A[3]), A[4] == '1'
@@ -143,9 +150,10 @@ local function make(K, A)
   return { 0, entry, s, ds, granted }
 end
 
--- inode, what, mode, uid, gid, size, atime, mtime, ctime, now, transaction, retry. Reply: 0, record
+-- inode, what, mode, uid, gid, size, atime, mtime, ctime, now, transaction, retry. Reply: 0, record; 1,
+-- record: it is larger than asked for still, ask again (see truncate_windows)
 local function setattr(K, A)
-  local T, q, set = K[1], tonumber(A[1]), tonumber(A[2])
+  local T, q, set, code = K[1], tonumber(A[1]), tonumber(A[2]), 0
   local before, certain = answered_before(T, A[11], A[12])
   if before then return before end
   local r, s = get(T, q)
@@ -161,7 +169,7 @@ local function setattr(K, A)
     if r.kind == DIR then return EISDIR end
     if r.kind ~= REG then return EINVAL end
     local size = tonumber(A[6])
-    resize(T, q, r, size)
+    if resize(T, q, r, size) > size then code = 1 end
     r.version = r.version + 1
     r.mtime = A[10]
   end
@@ -176,7 +184,7 @@ local function setattr(K, A)
   if has(16) then r.atime = A[7] end
   if has(32) then r.mtime = A[8] end
   r.ctime = has(64) and A[9] or A[10]
-  return remember(T, A[11], { 0, put(T, q, r) })
+  return remember(T, A[11], { code, put(T, q, r) })
 end
 
 -- A file whose last name is gone stays without; one that never had a name (tmpfile) gets its first from the

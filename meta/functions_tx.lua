@@ -364,8 +364,8 @@ local function register(flags, functions)
 end
 
 register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
-  'readdir', readdir, 'statfs', statfs, 'session_list', session_list, 'garbage_peek', garbage_peek,
-  'x_intents', x_intents, 'getxattr', xattr.get, 'listxattr', xattr.list })
+  'windows', windows, 'readdir', readdir, 'statfs', statfs, 'session_list', session_list,
+  'garbage_peek', garbage_peek, 'x_intents', x_intents, 'getxattr', xattr.get, 'listxattr', xattr.list })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
   'format_note', format_note, 'x_make_dir', x_make_dir, 'x_link', x_link,

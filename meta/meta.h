@@ -134,7 +134,7 @@ struct meta_reply {
 	size_t len;
 	struct meta_statfs statfs;
 	uint64_t first; /* alloc: first id; allocate, next_window: see there */
-	uint64_t next;	/* next_window */
+	uint64_t next;	/* next_window; windows: where to go on, 0: that was all */
 };
 typedef void (*meta_done)(void *arg, const struct meta_reply *r);
 
@@ -151,7 +151,8 @@ enum {
 	META_SET_CTIME = 64,
 	META_CLEAR_SUID = 128, /* drop set-user-ID, and set-group-ID if group-executable; not of directories */
 };
-/* ctime becomes `now` unless META_SET_CTIME. A new size drops extents past it. */
+/* ctime becomes `now` unless META_SET_CTIME. A new size drops extents past it; where that are more
+ * than 500 windows, the file shrinks in several calls. */
 void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *values,
 		  struct silt_time now, meta_done done, void *arg);
 
@@ -231,6 +232,11 @@ void meta_statfs(struct meta *m, meta_done done, void *arg);
 /* The extent log of window `window` (file offset / SILT_WINDOW) of a SILT_MAP_EXTERNAL file; reply:
  * data, len (0: no extents there). */
 void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg);
+
+/* The extent logs of a SILT_MAP_EXTERNAL file, some at a time: from `from` (0 at first, then the
+ * reply's `next`) on. Reply: data, len for extent_logs_next(), in no order. A window may come twice;
+ * one that is there throughout does come. */
+void meta_windows(struct meta *m, silt_ino ino, uint64_t from, meta_done done, void *arg);
 
 /* Reserves `n` pack ids (never given out before); reply: first. */
 void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg);

@@ -30,6 +30,23 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 
 /* --- setattr --- */
 
+static void submit_setattr(struct op *op);
+
+static void got_setattr(void *arg, int err, redisReply *reply)
+{
+	struct op *op = arg;
+	struct meta_reply r = { 0 };
+	long long code = 0;
+	r.err = reply_code(op->m, op->fn, err, reply, &code);
+	if (!r.err && code == 1) { /* the first part of a truncation that takes several */
+		submit_setattr(op);
+		return;
+	}
+	if (!r.err)
+		r.err = reply_inode(op->m, op->ino, reply_at(reply, 1), &r.inode);
+	op_end(op, &r);
+}
+
 static void submit_setattr(struct op *op)
 {
 	const struct silt_attr *v = &op->values;
@@ -47,7 +64,7 @@ static void submit_setattr(struct op *op)
 	call_arg_time(&r, v->ctime);
 	call_arg_time(&r, op->now);
 	conn_arg_str(&r, op->tx);
-	call_send(op->m, F_SETATTR, r, got_inode, op);
+	call_send(op->m, F_SETATTR, r, got_setattr, op);
 }
 
 void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_attr *v,
@@ -66,7 +83,7 @@ void meta_setattr(struct meta *m, silt_ino ino, unsigned set, const struct silt_
 		submit_setattr(op);
 }
 
-/* --- readlink, window, statfs --- */
+/* --- readlink, statfs --- */
 
 static void got_text(void *arg, int err, redisReply *reply)
 {
@@ -91,17 +108,6 @@ void meta_readlink(struct meta *m, silt_ino ino, meta_done done, void *arg)
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_READLINK, 1, 0);
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	call_send(m, F_READLINK, r, got_text, op);
-}
-
-void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg)
-{
-	struct op *op = op_new(m, F_WINDOW, NULL, 0, NULL, 0, 0, done, arg);
-	if (!op)
-		return;
-	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_WINDOW, 2, 0);
-	conn_arg_u64(&r, silt_ino_seq(ino));
-	conn_arg_u64(&r, window);
-	call_send(m, F_WINDOW, r, got_text, op);
 }
 
 /* The shards are asked one after the other: statfs is rare. */
