@@ -2,7 +2,7 @@
  * rest with many GETs, verify, and say the truth about it.
  *
  * Directories are read by page with attributes (many pages in flight), inline extents come with
- * them, external ones by window. Memory: the set of packs and a bounded number of pages, not the
+ * them, external ones some windows at a time. Memory: the set of packs and a bounded number of pages, not the
  * files. A pack that could not be fetched makes every file in it count as missing; the names of the
  * first `max_missing` such files are kept by walking again. */
 #pragma once

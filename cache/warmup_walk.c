@@ -1,6 +1,6 @@
 /* The walk is a stack of items: a directory at a place, a file whose inode is not known yet, a file
- * with an external map at a window. An item is taken off, sent, and when its reply was handled it
- * is pushed again with the next place or window, or freed. Only the driving thread touches items
+ * with an external map at some of its windows. An item is taken off, sent, and when its reply was
+ * handled it is pushed again with where to go on, or freed. Only the driving thread touches items
  * and the stack; the reply callback moves the item to `replies` under the wake lock.
  *
  * What vanishes during the walk is skipped. What can't be read (a damaged record) is shown as
@@ -16,14 +16,14 @@
 
 #define FAILURES_IN_A_ROW 16
 
-enum item_kind { ITEM_INODE, ITEM_DIR, ITEM_WINDOW };
+enum item_kind { ITEM_INODE, ITEM_DIR, ITEM_WINDOWS };
 
 struct item {
 	enum item_kind kind;
 	bool is_root, counted; /* counted: walk_ops.dir was told */
 	uint32_t root;
 	silt_ino ino;
-	uint64_t at;   /* place in the directory, or window */
+	uint64_t at;   /* where to go on: place in the directory, or cursor of the windows */
 	uint64_t size; /* of the file */
 	struct item *next;
 	struct walk *walk;
@@ -31,9 +31,10 @@ struct item {
 	int err;
 	struct silt_inode inode;
 	struct meta_dirpage *page;
-	void *log;
-	size_t log_len;
-	char path[]; /* below the root; "" when paths are not wanted */
+	uint8_t *logs;
+	size_t logs_len;
+	uint64_t go_on; /* of the windows */
+	char path[];   /* below the root; "" when paths are not wanted */
 };
 
 struct walk {
@@ -53,7 +54,7 @@ struct walk {
 static void item_free(struct item *it)
 {
 	free(it->page);
-	free(it->log);
+	free(it->logs);
 	free(it);
 }
 
@@ -109,12 +110,13 @@ static void on_reply(void *arg, const struct meta_reply *r)
 	} else if (r->err == 0 && it->kind == ITEM_DIR) {
 		it->page = (struct meta_dirpage *)r->page;
 		*r->keep_page = true;
-	} else if (r->err == 0 && r->len) {
-		it->log = malloc(r->len);
-		it->err = it->log ? 0 : -ENOMEM;
-		it->log_len = r->len;
-		if (it->log)
-			memcpy(it->log, r->data, r->len);
+	} else if (r->err == 0) {
+		it->go_on = r->next;
+		it->logs_len = r->len;
+		it->logs = malloc(r->len + 1);
+		it->err = it->logs ? 0 : -ENOMEM;
+		if (it->logs && r->len)
+			memcpy(it->logs, r->data, r->len);
 	}
 	silt_lock(&wake->lock);
 	it->next = it->walk->replies;
@@ -129,8 +131,8 @@ static void send_item(struct walk *w, struct item *it)
 	w->in_flight++;
 	if (it->kind == ITEM_DIR)
 		meta_readdir(w->meta, it->ino, it->at, WALK_PAGE, true, on_reply, it);
-	else if (it->kind == ITEM_WINDOW)
-		meta_window(w->meta, it->ino, it->at, on_reply, it);
+	else if (it->kind == ITEM_WINDOWS)
+		meta_windows(w->meta, it->ino, it->at, on_reply, it);
 	else
 		meta_getattr(w->meta, it->ino, on_reply, it);
 }
@@ -151,13 +153,13 @@ static void show_file(struct walk *w, const struct item *dir, const char *name, 
 		if (e->pack == 0 || (e->flags & EXTENT_HOLE) || e->off >= size ||
 		    w->ops->extent(w->arg, e))
 			return;
-		if ((it = item_new(w, ITEM_WINDOW, inode->attr.ino, dir, name, len))) {
+		if ((it = item_new(w, ITEM_WINDOWS, inode->attr.ino, dir, name, len))) {
 			tell_missing(w, it, "not cached");
 			item_free(it);
 		}
 		return;
 	}
-	if ((it = item_new(w, ITEM_WINDOW, inode->attr.ino, dir, name, len))) {
+	if ((it = item_new(w, ITEM_WINDOWS, inode->attr.ino, dir, name, len))) {
 		it->size = size;
 		push(w, it);
 	}
@@ -214,25 +216,39 @@ static void handle_page(struct walk *w, struct item *it)
 		item_free(it);
 }
 
-static void handle_window(struct walk *w, struct item *it)
+/* Shows the extents of one window. False: the owner wants no more; -EINVAL in *err: it is damaged.
+ */
+static bool show_window(struct walk *w, const struct extent_log *log, uint64_t size, int *err)
 {
 	struct extent_map map;
 	bool more = true;
 
 	extent_map_init(&map);
-	int rc = extent_map_add_log(&map, it->log, it->log_len);
-	extent_map_truncate(&map, it->size);
-	for (size_t i = 0; rc == 0 && more && i < map.n; i++)
+	*err = extent_map_add_log(&map, log->log, log->len);
+	extent_map_truncate(&map, size);
+	for (size_t i = 0; *err == 0 && more && i < map.n; i++)
 		if (map.v[i].pack)
 			more = w->ops->extent(w->arg, &map.v[i]);
 	extent_map_free(&map);
-	free(silt_steal(it->log));
-	it->log_len = 0;
+	return more;
+}
+
+static void handle_windows(struct walk *w, struct item *it)
+{
+	SILT_FREE uint8_t *logs = silt_steal(it->logs);
+	const uint8_t *p = logs;
+	struct extent_log log;
+	bool more = true;
+	int rc = 0;
+
+	while (rc == 0 && more && extent_logs_next(&p, &it->logs_len, &log))
+		more = show_window(w, &log, it->size, &rc);
 	if (rc < 0)
 		tell_missing(w, it, "its extents are damaged");
 	else if (!more)
 		tell_missing(w, it, "not cached");
-	if (rc < 0 || !more || ++it->at > (it->size - 1) / SILT_WINDOW)
+	it->at = it->go_on;
+	if (rc < 0 || !more || it->go_on == 0)
 		item_free(it);
 	else
 		push(w, it);
@@ -275,7 +291,7 @@ static int handle_reply(struct walk *w, struct item *it, struct silt_err *err)
 	else if (it->kind == ITEM_DIR)
 		handle_page(w, it);
 	else
-		handle_window(w, it);
+		handle_windows(w, it);
 	return w->no_memory ? silt_fail(err, -ENOMEM, "out of memory") : 0;
 }
 

@@ -295,37 +295,111 @@ static void add_extents(struct client *cl, struct json_object *list, const struc
 	}
 }
 
-/* Sends the extents of an external map, one line a window that has some. */
-static int send_windows(struct client *cl, const struct silt_inode *inode)
+/* meta_wait() copies what came: there may have been no memory for it. */
+static int waited_for_data(const struct meta_wait *w)
 {
-	struct meta *meta = control_config_of(cl->control)->meta;
-	uint64_t size = inode->attr.size;
+	return w->reply.len && !w->reply.data ? -ENOMEM : 0;
+}
+
+struct window_list {
+	uint64_t *v;
+	size_t n, cap;
+};
+
+static int add_window(struct window_list *l, uint64_t window)
+{
+	if (l->n == l->cap) {
+		size_t cap = l->cap ? l->cap * 2 : 64;
+		uint64_t *v = realloc(l->v, cap * sizeof(*v));
+		if (!v)
+			return -ENOMEM;
+		l->v = v;
+		l->cap = cap;
+	}
+	l->v[l->n++] = window;
+	return 0;
+}
+
+static int compare_windows(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+/* Finds the windows that an external map has; they come in no order, and some twice. */
+static int list_windows(struct client *cl, silt_ino ino, struct window_list *l)
+{
+	uint64_t from = 0;
 	int rc = 0;
 
-	for (uint64_t w = 0; rc == 0 && size && w <= (size - 1) / SILT_WINDOW; w++) {
+	do {
 		struct meta_wait wait;
-		struct extent_map map;
+		struct extent_log log;
 		meta_wait_init(&wait);
-		extent_map_init(&map);
-		meta_window(meta, inode->attr.ino, w, meta_wait_done, &wait);
+		meta_windows(control_config_of(cl->control)->meta, ino, from, meta_wait_done,
+		             &wait);
 		rc = meta_wait(&wait);
-		if (atomic_load(&cl->cancel)) /* a sparse file has millions of empty windows */
-			rc = -ECANCELED;
 		if (rc == 0)
-			rc = extent_map_add_log(&map, wait.data, wait.reply.len);
-		extent_map_truncate(&map, size);
-		if (rc == 0 && map.n) {
-			struct json_object *o = json_object_new_object();
-			struct json_object *list = json_object_new_array();
-			add_extents(cl, list, map.v, map.n);
-			add_number(o, "inode", inode->attr.ino);
-			json_object_object_add(o, "extents", list);
-			if (!client_send(cl, o))
-				rc = -ECANCELED;
-		}
-		extent_map_free(&map);
+			rc = waited_for_data(&wait);
+		const uint8_t *p = wait.reply.data;
+		size_t left = wait.reply.len;
+		while (rc == 0 && extent_logs_next(&p, &left, &log))
+			rc = add_window(l, log.window);
+		from = wait.reply.next;
 		meta_wait_free(&wait);
+		if (atomic_load(&cl->cancel))
+			rc = -ECANCELED;
+	} while (rc == 0 && from);
+	if (rc < 0 || !l->n)
+		return rc;
+	qsort(l->v, l->n, sizeof(*l->v), compare_windows);
+	size_t kept = 1;
+	for (size_t i = 1; i < l->n; i++)
+		if (l->v[i] != l->v[kept - 1])
+			l->v[kept++] = l->v[i];
+	l->n = kept;
+	return 0;
+}
+
+/* Sends the extents of one window, if it has some. */
+static int send_window(struct client *cl, const struct silt_inode *inode, uint64_t window)
+{
+	struct meta_wait wait;
+	struct extent_map map;
+
+	meta_wait_init(&wait);
+	extent_map_init(&map);
+	meta_window(control_config_of(cl->control)->meta, inode->attr.ino, window, meta_wait_done,
+	            &wait);
+	int rc = meta_wait(&wait);
+	if (rc == 0)
+		rc = waited_for_data(&wait);
+	if (rc == 0)
+		rc = extent_map_add_log(&map, wait.reply.data, wait.reply.len);
+	extent_map_truncate(&map, inode->attr.size);
+	if (rc == 0 && map.n) {
+		struct json_object *o = json_object_new_object();
+		struct json_object *list = json_object_new_array();
+		add_extents(cl, list, map.v, map.n);
+		add_number(o, "inode", inode->attr.ino);
+		json_object_object_add(o, "extents", list);
+		if (!client_send(cl, o))
+			rc = -ECANCELED;
 	}
+	extent_map_free(&map);
+	meta_wait_free(&wait);
+	return rc;
+}
+
+/* Sends the extents of an external map, one line a window that has some, in their order. */
+static int send_windows(struct client *cl, const struct silt_inode *inode)
+{
+	struct window_list l = { 0 };
+	int rc = list_windows(cl, inode->attr.ino, &l);
+
+	for (size_t i = 0; i < l.n && rc == 0; i++)
+		rc = atomic_load(&cl->cancel) ? -ECANCELED : send_window(cl, inode, l.v[i]);
+	free(l.v);
 	return rc;
 }
 

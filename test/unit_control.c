@@ -29,6 +29,9 @@ static struct silt_metrics metrics;
 static struct silt_lock lock;
 static struct silt_cond cond;
 static unsigned running, cancelled; /* warmups */
+static atomic_uint windows_asked;
+
+#define SPARSE_INO 8
 
 const struct meta_volume *meta_volume(const struct meta *m)
 {
@@ -111,12 +114,30 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 	r.inode.attr = (struct silt_attr){ .ino = ino, .mode = S_IFREG | 0644, .size = 5 };
 	r.inode.map = SILT_MAP_INLINE;
 	r.inode.extent = (struct silt_extent){ .len = 5, .pack = 4, .stored = 45 };
+	if (ino == SPARSE_INO) {
+		r.inode.attr.size = (uint64_t)1 << 50;
+		r.inode.map = SILT_MAP_EXTERNAL;
+	}
 	done(arg, &r);
 }
 
 void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg)
 {
-	done(arg, &(struct meta_reply){ 0 });
+	static uint8_t log[SILT_EXTENT_ENCODED_MAX];
+	struct silt_extent e = { .off = window * SILT_WINDOW, .len = 5, .pack = 4, .stored = 45 };
+	windows_asked++;
+	done(arg, &(struct meta_reply){ .data = log, .len = extent_encode(&e, log) });
+}
+
+/* Three windows, out of order, one of them twice. */
+void meta_windows(struct meta *m, silt_ino ino, uint64_t from, meta_done done, void *arg)
+{
+	static const uint64_t windows[] = { 16000000, 3, 16000000, 200 };
+	static uint8_t logs[4 * (EXTENT_LOGS_HEAD + 1)];
+	size_t n = 0;
+	for (unsigned i = from ? 2 : 0; i < (from ? 4u : 2u); i++)
+		n += extent_logs_put(logs + n, windows[i], "", 0);
+	done(arg, &(struct meta_reply){ .data = logs, .len = n, .next = from ? 0 : 5 });
 }
 
 /* A warmup of inode 1 ends at once, of inode 2 when it is cancelled. */
@@ -299,6 +320,34 @@ static void test_warmup_slots_info(void **state)
 	close(fd);
 }
 
+/* A petabyte with three windows: these are asked for, not every one that there could be, and come
+ * in their order. */
+static void test_info_of_a_sparse_file(void **state)
+{
+	static const char request[] = "{\"cmd\":\"info\",\"inodes\":[8]}\n";
+	static const uint64_t want[] = { 3, 200, 16000000 };
+	struct json_object *o, *list;
+	int fd = dial();
+	send_text(fd, request, strlen(request));
+	o = read_line(fd);
+	assert_string_equal(text_of(o, "map"), "external");
+	json_object_put(o);
+	for (size_t i = 0; i < 3; i++) {
+		char off[24];
+		snprintf(off, sizeof(off), "%llu", (unsigned long long)(want[i] * SILT_WINDOW));
+		o = read_line(fd);
+		assert_true(json_object_object_get_ex(o, "extents", &list));
+		assert_int_equal(json_object_array_length(list), 1);
+		assert_string_equal(text_of(json_object_array_get_idx(list, 0), "off"), off);
+		json_object_put(o);
+	}
+	o = read_line(fd);
+	assert_string_equal(text_of(o, "error"), "");
+	json_object_put(o);
+	assert_int_equal(windows_asked, 3);
+	close(fd);
+}
+
 static void test_hostile_input(void **state)
 {
 	static const char *const t[] = {
@@ -424,6 +473,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_status, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_warmup_slots_info, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_info_of_a_sparse_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile_input, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hanging_up_cancels, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many_clients, setup, teardown),

@@ -33,7 +33,7 @@ struct cache {
 	unsigned char full[FIRST_PACK + PACKS];
 	unsigned char fails[FIRST_PACK + PACKS]; /* how many fetches of a pack fail */
 	unsigned fetches;
-	uint64_t evict; /* is dropped when the last pack was fetched */
+	uint64_t evict;  /* is dropped when the last pack was fetched */
 	uint32_t length; /* of packs, as it turns out when they are fetched */
 };
 
@@ -181,22 +181,33 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 	post((struct answer){ .run = run_getattr, .done = done, .arg = arg, .ino = ino });
 }
 
-static void run_window(struct answer *a)
+static size_t put_window(uint8_t *out, uint64_t window)
 {
 	uint8_t log[2 * SILT_EXTENT_ENCODED_MAX];
 	/* Pack 9 was overwritten as a whole: nobody needs it. */
-	struct silt_extent old = { .off = a->at * SILT_WINDOW, .len = 10, .pack = 9, .stored = 50 };
+	struct silt_extent old = {
+		.off = window * SILT_WINDOW, .len = 10, .pack = 9, .stored = 50
+	};
 	struct silt_extent e = old;
-	e.pack = a->at + 1;
+	e.pack = window + 1;
 	size_t n = extent_encode(&old, log);
 	n += extent_encode(&e, log + n);
-	reply(a, (struct meta_reply){ .data = log, .len = n });
+	return extent_logs_put(out, window, log, n);
 }
 
-void meta_window(struct meta *m, silt_ino ino, uint64_t window, meta_done done, void *arg)
+/* The second window, then the first, and the second once more. */
+static void run_windows(struct answer *a)
+{
+	uint8_t logs[2 * (EXTENT_LOGS_HEAD + 2 * SILT_EXTENT_ENCODED_MAX)];
+	size_t n = a->at ? put_window(logs, 0) : 0;
+	n += put_window(logs + n, 1);
+	reply(a, (struct meta_reply){ .data = logs, .len = n, .next = a->at ? 0 : 7 });
+}
+
+void meta_windows(struct meta *m, silt_ino ino, uint64_t from, meta_done done, void *arg)
 {
 	post((struct answer){
-	        .run = run_window, .done = done, .arg = arg, .ino = ino, .at = window });
+	        .run = run_windows, .done = done, .arg = arg, .ino = ino, .at = from });
 }
 
 /* --- The cache -------------------------------------------------------------------------- */

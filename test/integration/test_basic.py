@@ -7,6 +7,7 @@ back after a remount with an empty cache."""
 
 import errno
 import os
+import re
 import random
 import shutil
 import socket
@@ -387,6 +388,36 @@ def write_big(path, size):
             n = min(1 << 20, size - done)
             f.write(payload(done, n))
             done += n
+
+
+@suite.case
+def a_sparse_petabyte(t):
+    """What a file's holes cost does not depend on how large they are: warmup, info and truncation ask
+    Redis for the parts that there are."""
+    v = t.volume()
+    m = t.mount(v)
+    size = 1 << 50
+    places = {0: b"begin", size // 3: b"third", size - 5: b"end.."}
+    with open(m / "f", "wb") as f:
+        f.truncate(size)
+        for at, data in places.items():
+            f.seek(at)
+            f.write(data)
+    before = v.redis.function_calls()
+    t.siltfs("warmup", m.path, timeout=30)
+    info = t.siltfs("info", m / "f", timeout=30).out
+    equal([int(x) for x in re.findall(r"^ +(\d+) +5 ", info, re.M)], sorted(places), "extents shown")
+    fd = os.open(m / "f", os.O_RDWR)
+    for at, data in places.items():
+        equal(os.pread(fd, 20, max(at - 10, 0)).strip(b"\0"), data, f"bytes at {at}")
+    os.ftruncate(fd, size // 2)
+    os.ftruncate(fd, size // 3 + 2)
+    os.ftruncate(fd, size)
+    equal(os.pread(fd, 20, size // 3), b"th" + bytes(18), "bytes that a truncation went through")
+    equal(os.pread(fd, 20, size - 20), bytes(20), "bytes that were cut off")
+    os.close(fd)
+    calls = v.redis.function_calls() - before
+    check(calls < 60, f"{calls} calls of Redis")
 
 
 @suite.case
