@@ -282,6 +282,23 @@ int meta_address_parse(const char *text, struct meta_address *out, struct silt_e
 	return 0;
 }
 
+static bool copy_text(const char *text, char **to)
+{
+	*to = text ? strdup(text) : NULL;
+	return !text || *to;
+}
+
+int meta_address_copy(const struct meta_address *a, struct meta_address *to)
+{
+	*to = (struct meta_address){ .kind = a->kind, .port = a->port, .db = a->db };
+	if (copy_text(a->host, &to->host) && copy_text(a->path, &to->path) &&
+	    copy_text(a->user, &to->user) && copy_text(a->password, &to->password) &&
+	    copy_text(a->shown, &to->shown))
+		return 0;
+	meta_address_free(to);
+	return -ENOMEM;
+}
+
 void meta_address_free(struct meta_address *a)
 {
 	if (a->password)

@@ -22,4 +22,6 @@ struct meta_address {
 
 /* Parses `text`. -EINVAL with one line that shows the forms. Free with meta_address_free(). */
 int meta_address_parse(const char *text, struct meta_address *out, struct silt_err *err);
+/* -ENOMEM: nothing is left in `to`. */
+int meta_address_copy(const struct meta_address *a, struct meta_address *to);
 void meta_address_free(struct meta_address *a);

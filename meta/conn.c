@@ -465,17 +465,6 @@ static void *reader_main(void *arg)
 
 /* --- Opening and closing --- */
 
-static int copy_address(const struct meta_address *a, struct meta_address *to)
-{
-	*to = *a;
-	to->host = a->host ? strdup(a->host) : NULL;
-	to->path = a->path ? strdup(a->path) : NULL;
-	to->user = a->user ? strdup(a->user) : NULL;
-	to->password = a->password ? strdup(a->password) : NULL;
-	to->shown = strdup(a->shown);
-	return to->shown ? 0 : -ENOMEM;
-}
-
 int conn_open(const struct conn_config *cfg, redisContext *ctx, struct conn **out)
 {
 	struct conn *c = calloc(1, sizeof(*c));
@@ -484,7 +473,7 @@ int conn_open(const struct conn_config *cfg, redisContext *ctx, struct conn **ou
 	c->cfg = *cfg;
 	if (!c->cfg.wait_ms)
 		c->cfg.wait_ms = 60000;
-	copy_address(cfg->address, &c->address);
+	int rc = meta_address_copy(cfg->address, &c->address);
 	c->socket_path = cfg->socket_path ? strdup(cfg->socket_path) : NULL;
 	silt_lock_init(&c->lock);
 	silt_cond_init(&c->idle);
@@ -492,7 +481,8 @@ int conn_open(const struct conn_config *cfg, redisContext *ctx, struct conn **ou
 	c->ctx = ctx;
 	c->up = true;
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	int rc = c->wake_fd < 0 ? -errno : -pthread_create(&c->reader, NULL, reader_main, c);
+	if (!rc)
+		rc = c->wake_fd < 0 ? -errno : -pthread_create(&c->reader, NULL, reader_main, c);
 	if (rc) {
 		if (c->wake_fd >= 0)
 			close(c->wake_fd);

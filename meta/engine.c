@@ -120,6 +120,18 @@ static int open_session(struct meta *m, struct silt_err *err)
 	return 0;
 }
 
+/* From here on Redis can tell us something. Who wants to hear it adds its listener here. */
+static int start_push(struct meta *m, struct silt_err *err)
+{
+	char channel[PUSH_CHANNEL_MAX];
+	const char *path = m->local ? meta_local_socket(m->local) : NULL;
+	push_channel(m->volume.id, m->session, channel);
+	int rc = push_open(m->cfg.address, path, m->log, &m->push);
+	if (!rc)
+		rc = push_start(m->push, channel);
+	return rc ? silt_fail(err, rc, "cannot start a thread: %s", strerror(-rc)) : 0;
+}
+
 static int simple_call(struct meta *m, enum meta_function fn, const char *a, uint64_t b, redisReply **out)
 {
 	struct conn_request *r = call_begin(m, 0, fn, b ? 2 : 1, 0);
@@ -235,6 +247,8 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 	if (!rc && cfg->session)
 		rc = open_session(m, err);
 	if (!rc && cfg->session)
+		rc = start_push(m, err);
+	if (!rc && cfg->session)
 		rc = start_heart(m, err);
 	if (rc) {
 		meta_close(m);
@@ -256,6 +270,7 @@ void meta_close(struct meta *m)
 	if (!m)
 		return;
 	stop_heart(m);
+	push_close(m->push);
 	if (m->tx)
 		tx_close(m);
 	if (m->conn)

@@ -3,6 +3,10 @@
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c requests and
  * replies; names.c operations on names; ops.c on inodes and the volume; windows.c; readdir.c; commit.c;
  * sequence.c inode numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
+ * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c
+ * requests and replies; push.c what Redis says unasked; names.c operations on names; ops.c on inodes and
+ * the volume; readdir.c; commit.c; sequence.c inode numbers; tx.c operations across shards; xattr.c;
+ * frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -10,6 +14,7 @@
 #include "meta/lease.h"
 #include "meta/lock.h"
 #include "meta/meta.h"
+#include "meta/push.h"
 #include "meta/record.h"
 
 /*	    id		   name */
@@ -63,6 +68,7 @@ struct meta {
 	struct silt_log *log;
 	struct silt_metrics *metrics;
 	struct conn *conn;
+	struct push *push; /* NULL without a session */
 	struct meta_local *local;
 	struct meta_volume volume;
 	unsigned fill; /* entries a dentry bucket is meant to hold */
