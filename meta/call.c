@@ -39,6 +39,8 @@ bool function_writes(enum meta_function fn)
 	case F_GARBAGE_PEEK:
 	case F_GETXATTR:
 	case F_LISTXATTR:
+	case F_LOCK_GET:
+	case F_LOCK_BLOCKERS:
 	case F_X_INTENTS: return false;
 	default: return true;
 	}

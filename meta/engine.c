@@ -30,6 +30,19 @@ uint64_t meta_session(const struct meta *m)
 
 /* --- connecting --- */
 
+/* Was the session taken for dead while there was no connection? Then it is better to know before the
+ * requests that wait are sent. The heartbeat goes on from there. */
+static void check_session(struct meta *m, redisContext *c)
+{
+	if (!m->locks)
+		return;
+	redisReply *r = redisCommand(c, "HEXISTS {0}S %s", m->session_text);
+	if (r && r->type == REDIS_REPLY_INTEGER && r->integer == 0)
+		locks_lost(m);
+	if (r)
+		freeReplyObject(r);
+}
+
 /* After a reconnect: the server may be another one (restarted without its data, failed over). */
 static int on_connect(void *arg, redisContext *c)
 {
@@ -47,6 +60,8 @@ static int on_connect(void *arg, redisContext *c)
 	meta_volume_free(&v);
 	if (rc)
 		silt_error(m->log, "%s; trying again", err.text);
+	else
+		check_session(m, c);
 	return rc;
 }
 
@@ -128,6 +143,8 @@ static int start_push(struct meta *m, struct silt_err *err)
 	push_channel(m->volume.id, m->session, channel);
 	int rc = push_open(m->cfg.address, path, m->log, &m->push);
 	if (!rc)
+		rc = locks_open(m);
+	if (!rc)
 		rc = push_start(m->push, channel);
 	return rc ? silt_fail(err, rc, "cannot start a thread: %s", strerror(-rc)) : 0;
 }
@@ -162,9 +179,12 @@ static int beat(struct meta *m)
 	int rc = simple_call(m, F_HEARTBEAT, m->session_text, ttl, &reply);
 	if (rc == -ENOENT) {
 		silt_error(m->log, "session %s was taken for dead (no heartbeat for %llu s): files that were "
-			   "deleted while open here are gone", m->session_text,
-			   (unsigned long long)ttl / 1000);
-		rc = open_session(m, NULL); /* what it holds from now on must be found when it dies */
+			   "deleted while open here are gone, locks that were held here are lost",
+			   m->session_text, (unsigned long long)ttl / 1000);
+		locks_lost(m);
+		rc = locks_start_anew(m);
+		if (!rc)
+			rc = open_session(m, NULL); /* what it holds from now on must be found when it dies */
 	}
 	if (rc)
 		return rc;
@@ -271,11 +291,13 @@ void meta_close(struct meta *m)
 		return;
 	stop_heart(m);
 	push_close(m->push);
+	locks_stop(m);
 	if (m->tx)
 		tx_close(m);
 	if (m->conn)
 		close_session(m);
 	conn_close(m->conn);
+	locks_free(m);
 	leases_close(m);
 	sequences_free(m);
 	meta_volume_free(&m->volume);

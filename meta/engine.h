@@ -34,9 +34,13 @@
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_INTENTS, "x_intents")              \
 	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
 	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
-	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                           \
+	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                                        \
 	X(F_LISTXATTR, "listxattr") X(F_SETXATTR, "setxattr")                                      \
-	X(F_REMOVEXATTR, "removexattr") X(F_SET_FLAGS, "set_flags") X(F_COMMAND, "(command)")
+	X(F_REMOVEXATTR, "removexattr") X(F_SET_FLAGS, "set_flags")                                \
+	X(F_LOCK_SET, "lock_set") X(F_LOCK_GET, "lock_get") X(F_LOCK_CANCEL, "lock_cancel")        \
+	X(F_LOCK_WAKE, "lock_wake") X(F_LOCK_SWEEP, "lock_sweep") X(F_LOCK_PLACE, "lock_place")    \
+	X(F_LOCK_UNPLACE, "lock_unplace") X(F_LOCK_BLOCKERS, "lock_blockers")                      \
+	X(F_COMMAND, "(command)")
 
 enum meta_function {
 #define X(id, name) id,
@@ -62,6 +66,7 @@ struct sequence {
 
 struct tx_pool;
 struct leases;
+struct locks;
 
 struct meta {
 	struct meta_config cfg;
@@ -77,6 +82,7 @@ struct meta {
 	struct sequence *sequences; /* one a shard */
 	struct tx_pool *tx;
 	struct leases *leases;
+	struct locks *locks; /* NULL without a session */
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
@@ -169,6 +175,19 @@ void tx_finish_stuck(struct meta *m);
 /* Completes what a dead session left in every shard, and forgets the session. Heartbeat thread. */
 void tx_recover(struct meta *m, const char *session);
 void tx_collect_garbage(struct meta *m);
+
+/* locks.c, see locks.h. After the push connection was made and before it is started; stopped when it is
+ * closed, freed after the connection. */
+int locks_open(struct meta *m);
+void locks_stop(struct meta *m);
+void locks_free(struct meta *m);
+/* Takes away what a session that ended holds and waits for in a shard. Blocks. */
+int locks_sweep(struct meta *m, unsigned shard, const char *session);
+/* Our own session was taken for dead: everything is lost, nothing new is granted. Does not block. */
+void locks_lost(struct meta *m);
+/* After that: takes away what was granted after others had cleaned up (it would stay, with nobody's
+ * knowledge), and goes on. Heartbeat thread. */
+int locks_start_anew(struct meta *m);
 
 /* volume.c */
 int volume_to_json(const struct meta_volume *v, char **out);

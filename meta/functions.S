@@ -8,6 +8,7 @@ silt_functions_begin:
 	.incbin "meta/functions_xattr.lua"
 	.incbin "meta/functions_ops.lua"
 	.incbin "meta/functions_data.lua"
+	.incbin "meta/functions_lock.lua"
 	.incbin "meta/functions_tx.lua"
 silt_functions_end:
 	.byte 0

@@ -9,7 +9,7 @@
 --   {0}f             string  id of the volume that a format is about to make; gone when it is made
 --   {0}S  {0}H       hash    session id -> JSON; sorted set: session id by expiry (ms)
 --   Tc               hash    counters: n last inode sequence, i inodes, b bytes, p last pack (shard 0),
---                            s last session (shard 0)
+--                            s last session (shard 0), h ms of the last heartbeat (shard 0)
 --   Ti<q/64>         hash    INODE BUCKET: q%64 -> inode record    (q: sequence, hex in key names)
 --   Td<q>:<start>    hash    DENTRY BUCKET of directory q: name -> entry
 --   Tx<q>            hash    window -> extent log, of files with more than one extent
@@ -21,6 +21,7 @@
 --   To               hash    q -> session that holds this deleted inode open
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)
 --   Te               hash    q -> lease of directory q (see there)
+--   Tk... Tw...              locks of files and who waits for them (functions_lock.lua)
 --   Tt               hash    intents of operations across shards: transaction -> what it is
 --   Ta<transaction>  string  result of a step that was applied for a transaction
 --   Tr<session>      hash    number % 128 -> reply of that request (see "requests sent again")

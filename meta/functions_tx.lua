@@ -14,6 +14,15 @@ end
 local function heartbeat(K, A)
   local T, now = K[1], now_ms()
   if call('HEXISTS', T .. 'S', A[1]) == 0 then return ENOENT end
+  -- When nobody's heartbeat came through for a while, it was the server that was away (or its clock was
+  -- set), and all its clients are as alive as they were: they get that time back.
+  local last = tonumber(call('HGET', T .. 'c', 'h')) or now
+  if math.abs(now - last) > tonumber(A[2]) / 2 then
+    for _, sid in ipairs(call('ZRANGEBYSCORE', T .. 'H', fmt('%.0f', last), '+inf')) do
+      call('ZINCRBY', T .. 'H', fmt('%.0f', now - last), sid)
+    end
+  end
+  call('HSET', T .. 'c', 'h', fmt('%.0f', now))
   call('ZADD', T .. 'H', fmt('%.0f', now + tonumber(A[2])), A[1])
   return { 0, unpack(call('ZRANGEBYSCORE', T .. 'H', '-inf', fmt('%.0f', now), 'LIMIT', 0, 10)) }
 end
@@ -382,3 +391,7 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
 register({ 'no-writes' }, { 'next_window', data.next_window })
 register({}, { 'tmpfile', data.tmpfile, 'clone', data.clone, 'append', data.append, 'touch', data.touch })
 register({ 'allow-oom' }, { 'allocate', data.allocate })
+register({ 'no-writes' }, { 'lock_get', locks.lock_get, 'lock_blockers', locks.lock_blockers })
+register({ 'allow-oom' }, { 'lock_set', locks.lock_set, 'lock_cancel', locks.lock_cancel,
+  'lock_wake', locks.lock_wake, 'lock_sweep', locks.lock_sweep, 'lock_place', locks.lock_place,
+  'lock_unplace', locks.lock_unplace })

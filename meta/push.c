@@ -35,9 +35,9 @@ struct push {
 
 	/* Of the push thread: */
 	redisContext *ctx;
-	uint64_t heard;		  /* monotonic ns of the last byte */
-	bool pinged;		  /* since then */
-	bool complained;	  /* about why there is no connection */
+	uint64_t heard;  /* monotonic ns of the last byte */
+	bool pinged;     /* since then */
+	bool complained; /* about why there is no connection */
 };
 
 void push_channel(uint64_t volume, uint64_t session, char out[PUSH_CHANNEL_MAX])
@@ -99,7 +99,8 @@ static void invalidated(struct push *p, const redisReply *keys)
 static int handle(struct push *p, const redisReply *r)
 {
 	if (r->type == REDIS_REPLY_ERROR) {
-		silt_warn(p->log, "redis at %s says on the push connection: %s", p->address.shown, r->str);
+		silt_warn(p->log, "redis at %s says on the push connection: %s", p->address.shown,
+		          r->str);
 		return -EPROTO;
 	}
 	if (r->type != REDIS_REPLY_ARRAY || r->elements < 2)
@@ -159,11 +160,12 @@ static void drain_wake(struct push *p)
 		;
 }
 
-/* Waits for what comes first: bytes, somebody who wants the thread, the time to ask or to give up. */
+/* Waits for what comes first: bytes, somebody who wants the thread, the time to ask or to give up.
+ */
 static int listen_once(struct push *p, char *buf)
 {
 	struct pollfd fds[2] = { { .fd = p->ctx->fd, .events = POLLIN },
-				 { .fd = p->wake_fd, .events = POLLIN } };
+		                 { .fd = p->wake_fd, .events = POLLIN } };
 	uint64_t quiet = (silt_now_ns() - p->heard) / 1000000u;
 	uint64_t limit = p->pinged ? PUSH_DEAD_MS : PUSH_QUIET_MS;
 	if (poll(fds, 2, quiet < limit ? (int)(limit - quiet) : 0) < 0 && errno != EINTR)
@@ -199,16 +201,21 @@ static int subscribe(struct push *p, redisContext *c, struct silt_err *err)
 	for (int i = 0; i < 2; i++) {
 		void *raw = NULL;
 		if (redisGetReply(c, &raw) != REDIS_OK || !raw)
-			return silt_fail(err, -ECONNRESET, "redis at %s closed the connection", p->address.shown);
+			return silt_fail(err, -ECONNRESET, "redis at %s closed the connection",
+			                 p->address.shown);
 		redisReply *r = raw;
 		int rc = 0;
 		if (r->type == REDIS_REPLY_ERROR)
-			rc = silt_fail(err, -EACCES, "redis at %s refuses SUBSCRIBE: %s; the user needs the "
-				       "channels silt:* and %s (ACL SETUSER ... &silt:* &%s)", p->address.shown,
-				       r->str, invalidate_channel, invalidate_channel);
-		else if (r->type != REDIS_REPLY_ARRAY || !r->elements || !is_text(r->element[0], "subscribe"))
-			rc = silt_fail(err, -EPROTO, "redis at %s answers SUBSCRIBE with something unknown",
-				       p->address.shown);
+			rc = silt_fail(err, -EACCES,
+			               "redis at %s refuses SUBSCRIBE: %s; the user needs the "
+			               "channels silt:* and %s (ACL SETUSER ... &silt:* &%s)",
+			               p->address.shown, r->str, invalidate_channel,
+			               invalidate_channel);
+		else if (r->type != REDIS_REPLY_ARRAY || !r->elements ||
+		         !is_text(r->element[0], "subscribe"))
+			rc = silt_fail(err, -EPROTO,
+			               "redis at %s answers SUBSCRIBE with something unknown",
+			               p->address.shown);
 		freeReplyObject(r);
 		if (rc)
 			return rc;
@@ -239,19 +246,24 @@ static int try_connect(struct push *p, struct silt_err *err)
 /* Tries until there is a connection; false when told to stop. */
 static bool connect_again(struct push *p)
 {
-	for (unsigned pause = 10; !atomic_load(&p->stopping); pause = pause < 500 ? pause * 2 : 1000) {
+	for (unsigned pause = 10; !atomic_load(&p->stopping);
+	     pause = pause < 500 ? pause * 2 : 1000) {
 		struct silt_err err = { 0 };
 		int rc = try_connect(p, &err);
 		if (!rc) {
 			if (p->complained)
-				silt_info(p->log, "the push connection to redis at %s is up", p->address.shown);
+				silt_info(p->log, "the push connection to redis at %s is up",
+				          p->address.shown);
 			p->complained = false;
 			return true;
 		}
-		/* That the server is away is the main connection's to say; a refusal is not seen there. */
+		/* That the server is away is the main connection's to say; a refusal is not seen
+		 * there. */
 		if (rc == -EACCES && !p->complained) {
 			p->complained = true;
-			silt_error(p->log, "no push connection, so waiting for locks takes longer: %s", err.text);
+			silt_error(p->log,
+			           "no push connection, so waiting for locks takes longer: %s",
+			           err.text);
 		}
 		silt_debugf(p->log, "meta.push", "no connection yet: %s", err.text);
 		struct pollfd fd = { .fd = p->wake_fd, .events = POLLIN };
@@ -282,7 +294,7 @@ static void *push_main(void *arg)
 			break;
 		p->complained = true;
 		silt_warn(p->log, "lost the push connection to redis at %s (%s); reconnecting",
-			  p->address.shown, strerror(-rc));
+		          p->address.shown, strerror(-rc));
 		tell_down(p);
 	}
 	return NULL;
@@ -291,7 +303,7 @@ static void *push_main(void *arg)
 /* --- life --- */
 
 int push_open(const struct meta_address *address, const char *socket_path, struct silt_log *log,
-	      struct push **out)
+              struct push **out)
 {
 	struct push *p = calloc(1, sizeof(*p));
 	if (!p)

@@ -109,6 +109,9 @@ int tx_resume(struct meta *m, const char *tx)
 static int sweep(struct meta *m, unsigned shard, const char *session)
 {
 	char cursor[24] = "0";
+	int err = locks_sweep(m, shard, session);
+	if (err)
+		return err;
 	do {
 		redisReply *reply = NULL;
 		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 2, 0);
