@@ -270,6 +270,23 @@ bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct fl
 	return true;
 }
 
+void node_drop_dirty(struct fs *fs, struct node *n, int err)
+{
+	silt_lock(&n->lock);
+	if (!write_buffer_empty(&n->buffer)) {
+		n->lost_err = err;
+		atomic_fetch_add(&n->error_seq, 1);
+	}
+	write_buffer_truncate(&n->buffer, 0);
+	opened_forget(&fs->opened, n->ino);
+	struct flush_wait *ready = take_ready_locked(n);
+	bool put = node_note_dirty_locked(fs, n);
+	silt_unlock(&n->lock);
+	run_waiters(ready);
+	if (put)
+		node_put(fs, n);
+}
+
 void node_unhold(struct fs *fs, struct node *n)
 {
 	struct segment *chain = NULL;

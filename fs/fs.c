@@ -55,6 +55,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 		{ FUSE_CAP_CACHE_SYMLINKS, "cache_symlinks" },
 		{ FUSE_CAP_POSIX_ACL, "posix_acl" },
 		{ FUSE_CAP_DONT_MASK, NULL }, /* a default ACL counts instead of the umask */
+		{ FUSE_CAP_POSIX_LOCKS, "posix_locks" },
+		{ FUSE_CAP_FLOCK_LOCKS, "flock_locks" },
 	};
 	fs_count(fs, KIND_INIT);
 	conn->want = 0;
@@ -105,6 +107,9 @@ static const struct fuse_lowlevel_ops operations = {
 	.fallocate = op_fallocate,
 	.lseek = op_lseek,
 	.copy_file_range = op_copy_file_range,
+	.getlk = op_getlk,
+	.setlk = op_setlk,
+	.flock = op_flock,
 	.opendir = op_opendir,
 	.readdir = op_readdir,
 	.readdirplus = op_readdirplus,
@@ -284,6 +289,8 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 		err = inval_open(fs);
 	if (!err)
 		err = janitor_open(fs, &fs->janitor);
+	if (!err)
+		err = fs_locks_open(fs);
 	return err;
 }
 
@@ -376,9 +383,11 @@ void fs_close(struct fs *fs)
 		if (fs->mounted)
 			fuse_session_unmount(fs->se);
 	}
+	fs_locks_stop(fs);
 	janitor_close(fs->janitor);
 	wait_for_requests(fs);
 	inval_close(fs);
+	fs_locks_close(fs);
 	if (fs->se)
 		fuse_session_destroy(fs->se);
 	fs_close_dirs(fs);

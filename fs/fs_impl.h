@@ -8,6 +8,7 @@
 
 #include "fs/flag_table.h"
 #include "fs/fs.h"
+#include "fs/locks.h"
 #include "fs/node.h"
 #include "fs/recent.h"
 #include "fs/request.h"
@@ -24,6 +25,8 @@ struct handle {
 	struct node *node; /* a reference until RELEASE; then only the holder's own one counts */
 	struct handle *prev, *next; /* of the node's open handles; node.lock */
 	int flags;                  /* of open(2) */
+	bool noflush; /* its close sends no FLUSH */
+	atomic_bool lock_lost;      /* see locks.h: EIO from now on */
 	atomic_uint error_seen;     /* node's error_seq that this handle has reported */
 	/* Sequential reads; races between readers of one handle only blunt the guess. */
 	atomic_uint_fast64_t next_off, streak, prefetched;
@@ -65,6 +68,7 @@ struct fs {
 	struct janitor *janitor;
 	struct inval *inval;
 	struct atime_table atimes;
+	struct lock_table locks;
 	struct control *control;
 	char features[256];
 };

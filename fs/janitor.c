@@ -5,7 +5,8 @@
  * its caller is being killed (SIGKILL is pending), or after a grace period that a healthy Redis or
  * object store never needs: programs that get SIGALRM, SIGCHLD or a profiler's signals don't expect
  * EINTR of stat(2) or unlink(2), but nothing may hang for good. Flushes get longer: an EINTR there
- * makes the caller wonder about its data.
+ * makes the caller wonder about its data. Who waits for a lock expects it: the wait is taken back at
+ * once, and ends with EINTR as soon as Redis has confirmed that.
  * - fs_retry_due() says when it wants to run (unstored.c).
  * - After INIT: raises the mount's read-ahead (root only) and calls the owner's ready().
  * - fs_stop(): libfuse's loop looks at its exit flag only when it is woken; a request of our own
@@ -31,6 +32,7 @@
 struct watched {
 	struct request *r;
 	uint64_t serial, since;
+	bool told; /* SETLKW: it is being taken back */
 };
 
 struct janitor {
@@ -114,12 +116,17 @@ static bool is_over(const struct watched *w, uint64_t now)
 static size_t tick(struct janitor *j)
 {
 	struct watched todo[32];
-	size_t ntodo = 0, left;
+	uint64_t waits[32];
+	size_t ntodo = 0, nwaits = 0, left;
 	uint64_t now = silt_now_ns();
 	silt_lock(&j->lock);
 	for (size_t i = 0; i < j->n;) {
 		struct watched *w = &j->v[i];
 		bool open = atomic_load(&w->r->claim) == w->serial * 2;
+		if (open && w->r->kind == KIND_SETLKW && !w->told && nwaits < 32) {
+			w->told = true;
+			waits[nwaits++] = w->r->lock_id;
+		}
 		if (open && (ntodo == 32 || !is_over(w, now))) {
 			i++;
 			continue;
@@ -131,6 +138,8 @@ static size_t tick(struct janitor *j)
 	left = j->n;
 	silt_unlock(&j->lock);
 	/* Not under the lock: libfuse holds its own when it calls janitor_interrupted(). */
+	for (size_t i = 0; i < nwaits; i++)
+		fs_lock_interrupted(j->fs, waits[i]);
 	for (size_t i = 0; i < ntodo; i++) {
 		struct request *r = todo[i].r;
 		fuse_req_t req = atomic_load(&r->req);

@@ -32,6 +32,7 @@ static void node_free(struct node *n)
 		n->first_handle = h->next;
 		handle_put(h);
 	}
+	fs_locks_free(n);
 	write_buffer_free(&n->buffer);
 	file_map_free(&n->map);
 	silt_lock_destroy(&n->lock);

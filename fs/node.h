@@ -76,6 +76,8 @@ struct node {
 	/* Data that could not be stored and was given up: every handle reports it once. */
 	int lost_err;
 	atomic_uint error_seq;
+	struct lock_owner *lock_owners; /* locks.h */
+	struct node *locked_prev, *locked_next; /* lock_table.lock */
 };
 
 struct node_table {
@@ -136,6 +138,9 @@ void node_flush(struct fs *fs, struct node *n, struct flush_wait *w);
  * under way; `r` was queued, node_unhold() calls r->held(r). */
 bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct flush_wait *w,
                          struct request *r);
+
+/* Forgets what was written and is not on its way yet; every handle reports `err` once. */
+void node_drop_dirty(struct fs *fs, struct node *n, int err);
 
 /* Ends a truncation: sends what was held back and starts operations that waited. */
 void node_unhold(struct fs *fs, struct node *n);

@@ -98,6 +98,7 @@ void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs *fs = fuse_req_userdata(req);
 	fs_count(fs, KIND_RELEASE);
+	fs_locks_release(fs, (struct handle *)(uintptr_t)fi->fh);
 	fs_handle_close(fs, (struct handle *)(uintptr_t)fi->fh);
 	fuse_reply_err(req, 0);
 }
@@ -134,7 +135,8 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 		silt_unlock(&h->node->lock);
 	}
 	fi.fh = (uintptr_t)h;
-	fi.noflush = !writable(r->flags);
+	fi.noflush = !writable(r->flags) && !atomic_load(&fs->locks.readers_lock);
+	h->noflush = fi.noflush;
 	/* Else the kernel cuts a write(2) at its pages: each record is to come as one WRITE. */
 	fi.direct_io = (r->flags & O_APPEND) && writable(r->flags);
 	/* With pages of its own the kernel would not tell of reads that count. */
@@ -324,9 +326,8 @@ static int lost_error(struct handle *h)
 	return err;
 }
 
-static void flushed(void *arg, int err)
+static void flush_end(struct request *r, int err)
 {
-	struct request *r = arg;
 	if (!request_claim(r)) {
 		request_free(r);
 		return;
@@ -336,6 +337,22 @@ static void flushed(void *arg, int err)
 	request_free(r);
 }
 
+static void flush_unlocked(struct request *r, int err)
+{
+	flush_end(r, atomic_load(&r->err) ? atomic_load(&r->err) : err);
+}
+
+static void flushed(void *arg, int err)
+{
+	struct request *r = arg;
+	if (!r->unlock_all) {
+		flush_end(r, err);
+		return;
+	}
+	atomic_store(&r->err, err);
+	fs_locks_flush(r, r->lock.owner, flush_unlocked);
+}
+
 static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
@@ -343,8 +360,9 @@ static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fu
 	silt_lock(&n->lock);
 	bool lost = n->deleted && !(n->unnamed && kind == KIND_FSYNC);
 	bool idle = write_buffer_empty(&n->buffer) || lost;
+	bool locks = kind == KIND_FLUSH && fs_locks_at_flush_locked(n, fi->lock_owner);
 	silt_unlock(&n->lock);
-	if (idle) {
+	if (idle && !locks) {
 		fs_count(fuse_req_userdata(req), kind);
 		fuse_reply_err(req, -lost_error(h));
 		return;
@@ -358,8 +376,13 @@ static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fu
 	r->wait.done = flushed;
 	r->wait.arg = r;
 	r->wait.answers = true;
+	r->unlock_all = locks;
+	r->lock.owner = fi->lock_owner;
 	request_arm(r);
-	node_flush(r->fs, n, &r->wait);
+	if (idle)
+		flushed(r, 0);
+	else
+		node_flush(r->fs, n, &r->wait);
 }
 
 void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -241,6 +241,11 @@ static void read_plan(struct request *r)
 void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
+	if (atomic_load_explicit(&h->lock_lost, memory_order_relaxed)) {
+		fs_count(fuse_req_userdata(req), KIND_READ);
+		fuse_reply_err(req, EIO);
+		return;
+	}
 	struct request *r = request_begin(req, KIND_READ, ino);
 	if (!r)
 		return;

@@ -161,6 +161,11 @@ void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 	struct fs *fs = fuse_req_userdata(req);
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
 	uint64_t used = atomic_load(&fs->pool.used);
+	if (atomic_load_explicit(&h->lock_lost, memory_order_relaxed)) {
+		fs_count(fs, KIND_WRITE);
+		fuse_reply_err(req, EIO);
+		return;
+	}
 	if (off < 0 || (uint64_t)off + size > SILT_FILE_MAX) {
 		fs_count(fs, KIND_WRITE);
 		fuse_reply_err(req, EFBIG);

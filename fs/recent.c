@@ -106,6 +106,18 @@ bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version)
 	return same;
 }
 
+bool opened_is(struct opened_table *t, silt_ino ino, uint64_t version)
+{
+	unsigned at = (unsigned)(mix(ino) % OPENED_SETS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	bool same = false;
+	silt_lock(lock);
+	for (unsigned w = 0; w < OPENED_WAYS; w++)
+		same = same || (t->v[at].ino[w] == ino && t->v[at].version[w] == version);
+	silt_unlock(lock);
+	return same;
+}
+
 void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to)
 {
 	unsigned at = (unsigned)(mix(ino) % OPENED_SETS);

@@ -60,6 +60,9 @@ void opened_table_free(struct opened_table *t);
 /* Notes that `ino` is opened in `version`; returns true when that is the version noted last. */
 bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
 
+/* Is that the version noted last? Notes nothing. */
+bool opened_is(struct opened_table *t, silt_ino ino, uint64_t version);
+
 /* A write of this mount made `to` out of `from`: pages of `from` plus that write are pages of `to`.
  */
 void opened_advance(struct opened_table *t, silt_ino ino, uint64_t from, uint64_t to);

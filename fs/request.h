@@ -22,6 +22,7 @@
 
 #include "fs/node.h"
 #include "meta/lock.h"
+#include "meta/locks.h"
 #include "meta/metrics.h"
 
 struct fs;
@@ -41,7 +42,8 @@ struct dir_handle;
 	X(FSYNCDIR, "fsyncdir") X(STATFS, "statfs") X(SETXATTR, "setxattr")                        \
 	X(GETXATTR, "getxattr") X(LISTXATTR, "listxattr") X(REMOVEXATTR, "removexattr")            \
 	X(CREATE, "create") X(IOCTL, "ioctl") X(TMPFILE, "tmpfile") X(FALLOCATE, "fallocate")      \
-	X(LSEEK, "lseek") X(COPY_FILE_RANGE, "copy_file_range")
+	X(LSEEK, "lseek") X(COPY_FILE_RANGE, "copy_file_range") X(GETLK, "getlk")            \
+	X(SETLK, "setlk") X(SETLKW, "setlkw")
 /* clang-format on */
 
 enum fuse_kind {
@@ -108,6 +110,12 @@ struct request {
 	atomic_int err;
 	struct read_piece *pieces, inline_pieces[REQUEST_INLINE_PIECES];
 	size_t npieces, cap_pieces;
+
+	/* locks; their `err` is of the flush before an unlock, `off` the version seen */
+	struct meta_lock lock;
+	uint64_t lock_id; /* may wait; 0: does not */
+	bool lock_detect, lock_had;
+	bool unlock_all; /* FLUSH */
 
 	/* readdir */
 	struct dir_handle *dir_handle;

@@ -1,5 +1,5 @@
-/* The push connection: what Redis publishes for a session and what it says about keys that changed, over
- * connections that break, peers that fall silent and peers that talk nonsense. */
+/* The push connection: what Redis publishes for a session and what it says about keys that changed,
+ * over connections that break, peers that fall silent and peers that talk nonsense. */
 #include "test/meta_fixture.h"
 
 #include <pthread.h>
@@ -83,10 +83,13 @@ static void expect(struct ear *e, const char *what)
 }
 
 static struct push *listen_to(const struct meta_address *a, const char *path, struct silt_log *log,
-			      struct ear *e)
+                              struct ear *e)
 {
-	struct push_listener l = { .up = on_up, .down = on_down, .message = on_message,
-				   .invalidate = on_invalidate, .arg = e };
+	struct push_listener l = { .up = on_up,
+		                   .down = on_down,
+		                   .message = on_message,
+		                   .invalidate = on_invalidate,
+		                   .arg = e };
 	struct push_listener deaf = { 0 };
 	struct push *p = NULL;
 	assert_int_equal(push_open(a, path, log, &p), 0);
@@ -100,7 +103,8 @@ static redisContext *plain(struct server *s)
 {
 	struct silt_err err = { 0 };
 	redisContext *c = NULL;
-	assert_int_equal(conn_connect_plain(&s->address, meta_local_socket(s->hold), 3000, &c, &err), 0);
+	assert_int_equal(
+	        conn_connect_plain(&s->address, meta_local_socket(s->hold), 3000, &c, &err), 0);
 	return c;
 }
 
@@ -237,10 +241,10 @@ static const char *const nonsense[] = {
 };
 /* Well-formed, and of no concern to us: the connection stays. */
 static const char harmless[] =
-	"*3\r\n$7\r\nmessage\r\n$8\r\nsilt:7:1\r\n:5\r\n"
-	"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n:5\r\n"
-	"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*2\r\n:5\r\n$1\r\nk\r\n"
-	"*3\r\n$7\r\nmessage\r\n$8\r\nsilt:7:1\r\n$1\r\nz\r\n";
+        "*3\r\n$7\r\nmessage\r\n$8\r\nsilt:7:1\r\n:5\r\n"
+        "*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n:5\r\n"
+        "*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n*2\r\n:5\r\n$1\r\nk\r\n"
+        "*3\r\n$7\r\nmessage\r\n$8\r\nsilt:7:1\r\n$1\r\nz\r\n";
 
 #define ROUNDS (sizeof(nonsense) / sizeof(*nonsense))
 
@@ -264,7 +268,7 @@ static void *fake_server(void *arg)
 			if (!strstr(buf, "SUBSCRIBE"))
 				continue;
 			say(fd, "*3\r\n$9\r\nsubscribe\r\n$8\r\nsilt:7:1\r\n:1\r\n"
-				"*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:2\r\n");
+			        "*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:2\r\n");
 			say(fd, i < ROUNDS ? nonsense[i] : harmless);
 		}
 		close(fd);
@@ -276,7 +280,9 @@ static void test_nonsense(void **state)
 {
 	struct server *s = *state;
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	struct meta_address a = { .kind = META_ADDRESS_SOCKET, .path = sa.sun_path, .shown = (char *)"fake" };
+	struct meta_address a = { .kind = META_ADDRESS_SOCKET,
+		                  .path = sa.sun_path,
+		                  .shown = (char *)"fake" };
 	struct ear e;
 	pthread_t thread;
 	ear_init(&e);
@@ -334,9 +340,9 @@ static int stop(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_hears),	  cmocka_unit_test(test_everything_is_invalid),
+		cmocka_unit_test(test_hears),      cmocka_unit_test(test_everything_is_invalid),
 		cmocka_unit_test(test_comes_back), cmocka_unit_test(test_silence),
-		cmocka_unit_test(test_nonsense),  cmocka_unit_test(test_of_a_session),
+		cmocka_unit_test(test_nonsense),   cmocka_unit_test(test_of_a_session),
 	};
 	return cmocka_run_group_tests(tests, start, stop);
 }
