@@ -45,6 +45,7 @@ enum meta_function {
 #undef X
 	F_COUNT
 };
+_Static_assert(F_COUNT <= SILT_REDIS_KINDS, "silt_metrics.redis is too small");
 
 /* Inode sequences of a shard, reserved in blocks that grow from SEQ_BLOCK_MIN to SEQ_BLOCK_MAX, the
  * next block asked for before the present one runs out. `lock` guards all. */

@@ -57,7 +57,7 @@ enum silt_metric {
 /* Counters by kind, one table each, beside the single ones: FUSE requests by opcode name and Redis
  * calls by function. The tables of names live with their owners (fs/, meta/). */
 #define SILT_FUSE_KINDS	 64
-#define SILT_REDIS_KINDS 64
+#define SILT_REDIS_KINDS 96
 
 struct silt_metrics {
 	atomic_uint_fast64_t v[SILT_METRIC_COUNT];
