@@ -64,9 +64,9 @@ class Bench:
             sys.exit(1 if missed or wrong else 0)
         return False
 
-    def mount(self, **kwargs):
-        options = [o for o in self.args.mount_options.split(",") if o]
-        return self.t.mount(self.volume, options=options, **kwargs)
+    def mount(self, options=(), **kwargs):
+        given = [o for o in self.args.mount_options.split(",") if o]
+        return self.t.mount(self.volume, options=[*options, *given], **kwargs)
 
     def note(self, text):
         if not self.args.json:

@@ -6,7 +6,7 @@
  *
  * Features are asked for here only (on_init). Left out on purpose: the kernel's writeback cache
  * (breaks close-to-open and appends of several writers), splice (slower than a copy here), caching
- * of listings (a later part, with pushed invalidation). */
+ * of listings (relaxed mounts answer them from memory). */
 #include "fs/fs.h"
 
 #include <errno.h>
@@ -257,6 +257,8 @@ static int session_new(struct fs *fs, struct silt_err *err)
 		                                "directory yours, and may "
 		                                "this container mount FUSE?");
 	fs->mounted = true;
+	if (coherence_open(fs, &fs->coherence) != 0)
+		return silt_fail(err, -EAGAIN, "cannot start threads");
 	if (transport_attach(fs) != 0)
 		return silt_fail(err, -ENOMEM, "no memory");
 	return 0;
@@ -385,11 +387,13 @@ void fs_close(struct fs *fs)
 	}
 	fs_locks_stop(fs);
 	janitor_close(fs->janitor);
+	coherence_stop(fs->coherence);
 	wait_for_requests(fs);
 	inval_close(fs);
 	fs_locks_close(fs);
 	if (fs->se)
 		fuse_session_destroy(fs->se);
+	coherence_close(fs->coherence);
 	fs_close_dirs(fs);
 	node_table_free(fs);
 	fresh_table_free(&fs->fresh);

@@ -26,6 +26,7 @@ struct fs_config {
 	double attr_timeout;	/* seconds attributes are cached by the kernel */
 	double entry_timeout;	/* seconds names of files from directory listings are cached */
 	double dir_entry_timeout; /* seconds names of directories are cached */
+	/* While Redis pushes changes, these are no limits: see coherence.h. */
 	uint64_t buffer_size;	/* bytes of written data in memory at most; 0: 256 MiB */
 	unsigned max_threads;	/* FUSE threads; 0: 10 */
 	bool read_only;

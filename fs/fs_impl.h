@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fs/coherence.h"
 #include "fs/flag_table.h"
 #include "fs/fs.h"
 #include "fs/locks.h"
@@ -69,6 +70,7 @@ struct fs {
 	struct inval *inval;
 	struct atime_table atimes;
 	struct lock_table locks;
+	struct coherence *coherence;
 	struct control *control;
 	char features[256];
 };
@@ -94,9 +96,10 @@ void fs_overlay(struct fs *fs, struct silt_inode *inode);
 struct silt_time fs_now(void);
 void fs_fill_stat(const struct silt_attr *a, struct stat *st);
 
-/* Fills an entry for a name that was looked up (`listed`: seen in a directory listing). */
-void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
-                   struct fuse_entry_param *e);
+/* Fills an entry for a name of `dir` that was looked up (`listed`: seen in a directory listing). `seen`:
+ * what the reply said of it; NULL: it came with a change made here. */
+void fs_fill_entry(struct fs *fs, silt_ino dir, const struct silt_inode *inode, bool listed,
+                   const struct meta_seen *seen, struct fuse_entry_param *e);
 
 /* Starts a setattr that changes the size of an inode with a node, or goes on with one that waited
  * for another truncation. When the size was changed, or could not be, r->then(r, err) is called if

@@ -173,6 +173,25 @@ void node_put(struct fs *fs, struct node *n)
 	node_free(n);
 }
 
+size_t node_walk(struct fs *fs, struct node_walk *w, silt_ino *out, size_t max)
+{
+	struct node_table *t = &fs->nodes;
+	size_t n = 0;
+	while (w->shard < NODE_SHARDS && n < max / 2) {
+		silt_lock(&t->shards[w->shard].lock);
+		for (; w->slot <= t->shards[w->shard].mask && n < max / 2; w->slot++)
+			for (struct node *p = t->shards[w->shard].v[w->slot]; p && n < max; p = p->hash_next)
+				out[n++] = p->ino;
+		bool end = w->slot > t->shards[w->shard].mask;
+		silt_unlock(&t->shards[w->shard].lock);
+		if (end) {
+			w->shard++;
+			w->slot = 0;
+		}
+	}
+	return n;
+}
+
 uint64_t node_size_locked(const struct node *n)
 {
 	uint64_t end = write_buffer_end(&n->buffer);

@@ -115,6 +115,14 @@ void node_ref(struct fs *fs, struct node *n);
 /* The last reference frees the node, and a deleted inode with it. */
 void node_put(struct fs *fs, struct node *n);
 
+/* Walks over the inodes that have nodes, up to `max` a call; 0: that was the end. Nodes that come or go
+ * meanwhile may be missed. */
+struct node_walk {
+	unsigned shard;
+	size_t slot;
+};
+size_t node_walk(struct fs *fs, struct node_walk *w, silt_ino *out, size_t max);
+
 /* Takes a record that Redis gave; *inode becomes what this mount sees. Call with the lock held. */
 void node_merge_locked(struct node *n, struct silt_inode *inode);
 

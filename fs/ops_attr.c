@@ -41,17 +41,14 @@ void fs_fill_stat(const struct silt_attr *a, struct stat *st)
 	st->st_ctim = (struct timespec){ a->ctime.sec, a->ctime.nsec };
 }
 
-void fs_fill_entry(struct fs *fs, const struct silt_inode *inode, bool listed,
-                   struct fuse_entry_param *e)
+void fs_fill_entry(struct fs *fs, silt_ino dir, const struct silt_inode *inode, bool listed,
+                   const struct meta_seen *seen, struct fuse_entry_param *e)
 {
 	memset(e, 0, sizeof(*e));
 	e->ino = inode->attr.ino;
-	e->attr_timeout = fs->cfg.attr_timeout;
-	/* An open(2) by path must send a LOOKUP: it is what makes close-to-open true. */
-	if (!S_ISREG(inode->attr.mode))
-		e->entry_timeout = fs->cfg.dir_entry_timeout;
-	else if (listed)
-		e->entry_timeout = fs->cfg.entry_timeout;
+	e->attr_timeout = coherence_attr_timeout(fs, e->ino, seen);
+	e->entry_timeout =
+	        coherence_entry_timeout(fs, dir, inode->attr.mode & S_IFMT, listed, seen);
 	/* An open of a listed name sends none: what an earlier one brought must not stand for it.
 	 */
 	if (e->entry_timeout > 0)
@@ -72,9 +69,10 @@ static void reply_attr_for(struct request *r, const struct silt_inode *inode, do
 	request_free(r);
 }
 
-static void reply_attr(struct request *r, const struct silt_inode *inode)
+static void reply_attr(struct request *r, const struct silt_inode *inode,
+                       const struct meta_seen *seen)
 {
-	reply_attr_for(r, inode, r->fs->cfg.attr_timeout);
+	reply_attr_for(r, inode, coherence_attr_timeout(r->fs, inode->attr.ino, seen));
 }
 
 /* An inode whose record is gone but which is open here: a file that another mount deleted, or a
@@ -103,11 +101,11 @@ static void getattr_done(void *arg, const struct meta_reply *reply)
 	if (!reply->err)
 		flags_note(&r->fs->flags, &reply->inode.attr);
 	if (reply->err == -ENOENT && open_here(r, &inode))
-		reply_attr(r, &inode);
+		reply_attr(r, &inode, NULL);
 	else if (reply->err)
 		request_end_err(r, reply->err);
 	else
-		reply_attr(r, &reply->inode);
+		reply_attr(r, &reply->inode, &reply->seen);
 }
 
 void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -117,13 +115,13 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	atime_send(r->fs, ino);
 	struct silt_inode seen = { 0 };
-	double age, keep = r->fs->cfg.attr_timeout;
+	double age, keep = coherence_untold(r->fs, r->fs->cfg.attr_timeout);
 	if (dir_get(&r->fs->dirs, ino, keep, &seen.attr, &age)) {
 		reply_attr_for(r, &seen, keep - age);
 		return;
 	}
 	request_arm(r);
-	meta_getattr(r->fs->cfg.meta, ino, getattr_done, r);
+	meta_getattr_relaxed(r->fs->cfg.meta, ino, getattr_done, r);
 }
 
 /* --- SETATTR ------------------------------------------------------------------------------ */
@@ -155,7 +153,7 @@ static void setattr_end(struct request *r, const struct silt_inode *inode, int e
 	else if (err)
 		request_end_err(r, err);
 	else
-		reply_attr(r, inode);
+		reply_attr(r, inode, NULL);
 }
 
 static void setattr_done(void *arg, const struct meta_reply *reply)

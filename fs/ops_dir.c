@@ -15,7 +15,7 @@
 
 #include "fs/fs_impl.h"
 
-#define PAGE_WANT    256
+#define PAGE_WANT    512
 #define AFTER_DOT    1
 #define AFTER_DOTDOT 2
 
@@ -175,7 +175,7 @@ static void fill_from(struct request *r, const struct meta_dirpage *page, size_t
 		if (r->plus && d->has_inode) {
 			struct silt_inode inode = d->inode;
 			fs_overlay(r->fs, &inode);
-			fs_fill_entry(r->fs, &inode, true, &e);
+			fs_fill_entry(r->fs, r->ino, &inode, true, &d->seen, &e);
 		}
 		if (!add(r, used, name, d->pos, &e))
 			return;
@@ -220,7 +220,7 @@ static void page_done(void *arg, const struct meta_reply *reply)
 		/* Nothing after the cookie here: an empty answer would be the end. */
 		uint64_t next = p.page->next;
 		free((void *)p.page);
-		meta_readdir(r->fs->cfg.meta, r->ino, next, PAGE_WANT, r->plus, page_done, r);
+		meta_readdir_relaxed(r->fs->cfg.meta, r->ino, next, PAGE_WANT, r->plus, page_done, r);
 		return;
 	}
 	answer(r, p, i);
@@ -254,7 +254,7 @@ static void readdir(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, size_t 
 	}
 	free((void *)p.page);
 	request_arm(r);
-	meta_readdir(r->fs->cfg.meta, ino, ask, PAGE_WANT, r->plus, page_done, r);
+	meta_readdir_relaxed(r->fs->cfg.meta, ino, ask, PAGE_WANT, r->plus, page_done, r);
 }
 
 void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)

@@ -63,6 +63,7 @@ struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int 
 	n->first_handle = h;
 	silt_unlock(&n->lock);
 	silt_count(fs->cfg.metrics, M_OPEN_FILES, 1);
+	coherence_opened(fs, n->ino, flags);
 	return h;
 }
 
@@ -150,7 +151,7 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	if (request_claim(r)) {
 		if (r->kind == KIND_CREATE || r->kind == KIND_TMPFILE) {
 			struct fuse_entry_param e;
-			fs_fill_entry(fs, &seen, false, &e);
+			fs_fill_entry(fs, r->dir, &seen, false, NULL, &e);
 			rc = fuse_reply_create(r->req, &e, &fi);
 		} else {
 			rc = fuse_reply_open(r->req, &fi);
@@ -206,7 +207,9 @@ static void open_getattr(void *arg, const struct meta_reply *reply)
 	struct silt_inode inode;
 	if (!reply->err)
 		flags_note(&r->fs->flags, &reply->inode.attr);
-	if (!reply->err)
+	if (!reply->err && meta_relaxed(r->fs->cfg.meta))
+		open_with(r, &reply->inode); /* what the kernel was told is what is so */
+	else if (!reply->err)
 		open_listed(r, &reply->inode);
 	else if (reply->err == -ENOENT && node_inode(r, &inode))
 		open_with(r, &inode);
@@ -230,7 +233,7 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		open_with(r, &inode);
 	} else {
 		request_arm(r);
-		meta_getattr(fs->cfg.meta, ino, open_getattr, r);
+		meta_getattr_relaxed(fs->cfg.meta, ino, open_getattr, r);
 	}
 }
 

@@ -57,12 +57,30 @@ static void note_flags(struct request *r, const struct silt_inode *inode)
 		flags_note(&r->fs->flags, &inode->attr);
 }
 
+/* There is no such name: a relaxed mount's kernel may remember that. */
+static void absent(struct request *r, const struct meta_seen *seen)
+{
+	struct fuse_entry_param e = { 0 };
+	e.entry_timeout = coherence_entry_timeout(r->fs, r->ino, 0, false, seen);
+	if (e.entry_timeout <= 0) {
+		request_end_err(r, -ENOENT);
+		return;
+	}
+	if (request_claim(r))
+		fuse_reply_entry(r->req, &e);
+	request_free(r);
+}
+
 /* Answers with the entry of the reply's inode. */
 static void entry_done(void *arg, const struct meta_reply *reply)
 {
 	struct request *r = arg;
 	struct fs *fs = r->fs;
 	note_parent(r, reply);
+	if (reply->err == -ENOENT && r->kind == KIND_LOOKUP && reply->seen.name) {
+		absent(r, &reply->seen);
+		return;
+	}
 	if (reply->err) {
 		request_end_err(r, reply->err);
 		return;
@@ -80,7 +98,9 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
 		fresh_put(&fs->fresh, r->pid, &inode);
 	fs_overlay(fs, &inode);
-	fs_fill_entry(fs, &inode, false, &e);
+	/* A lookup has its directory in `ino`. */
+	fs_fill_entry(fs, r->kind == KIND_LOOKUP ? r->ino : r->dir, &inode, false,
+	              r->kind == KIND_LOOKUP ? &reply->seen : NULL, &e);
 	if (request_claim(r))
 		fuse_reply_entry(r->req, &e);
 	request_free(r);
@@ -92,7 +112,7 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (!r)
 		return;
 	request_arm(r);
-	meta_lookup(r->fs->cfg.meta, parent, name, strlen(name), entry_done, r);
+	meta_lookup_relaxed(r->fs->cfg.meta, parent, name, strlen(name), entry_done, r);
 }
 
 /* Node ids are inode numbers: there is nothing to forget. */

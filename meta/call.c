@@ -41,7 +41,8 @@ bool function_writes(enum meta_function fn)
 	case F_LISTXATTR:
 	case F_LOCK_GET:
 	case F_LOCK_BLOCKERS:
-	case F_X_INTENTS: return false;
+	case F_X_INTENTS:
+	case F_COVER: return false;
 	default: return true;
 	}
 }
@@ -89,6 +90,8 @@ struct op *op_new(struct meta *m, enum meta_function fn, const char *name, size_
 
 void op_end(struct op *op, struct meta_reply *r)
 {
+	if (op->m->cfg.relaxed && function_writes(op->fn))
+		relaxed_changed(op, r);
 	op->done(op->arg, r);
 	free(op);
 }

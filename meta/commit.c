@@ -51,6 +51,8 @@ static void got_batch(void *arg, int err, redisReply *reply)
 						? reply->element[i]->integer : -EIO;
 		b->items[i]->err = v < 0 ? (int)v : 0;
 		b->items[i]->version = v < 0 ? 0 : (uint64_t)v;
+		if (m->cfg.relaxed)
+			relaxed_changed_inode(m, b->items[i]->ino);
 	}
 	struct group *g = b->group;
 	free(b);

@@ -60,14 +60,17 @@ static int on_connect(void *arg, redisContext *c)
 	meta_volume_free(&v);
 	if (rc)
 		silt_error(m->log, "%s; trying again", err.text);
-	else
+	else {
 		check_session(m, c);
+		cover_connected(m, c);
+	}
 	return rc;
 }
 
 static void on_down(void *arg)
 {
 	leases_forget(arg);
+	cover_lost(arg);
 }
 
 static void warn_about(struct meta *m, const struct meta_server_info *i)
@@ -144,6 +147,8 @@ static int start_push(struct meta *m, struct silt_err *err)
 	int rc = push_open(m->cfg.address, path, m->log, &m->push);
 	if (!rc)
 		rc = locks_open(m);
+	if (!rc)
+		rc = cover_start(m);
 	if (!rc)
 		rc = push_start(m->push, channel);
 	return rc ? silt_fail(err, rc, "cannot start a thread: %s", strerror(-rc)) : 0;
@@ -257,6 +262,8 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 		rc = meta_local_open(cfg->address->path, 0, m->log, &m->local, err);
 	if (!rc && (rc = leases_open(m)) != 0) /* before the connection, which tells of its loss */
 		silt_fail(err, rc, "out of memory");
+	if (!rc && (rc = cover_open(m)) != 0)
+		silt_fail(err, rc, "out of memory");
 	if (!rc)
 		rc = connect_first(m, err);
 	conn_restore_sigpipe(&before);
@@ -292,12 +299,14 @@ void meta_close(struct meta *m)
 	stop_heart(m);
 	push_close(m->push);
 	locks_stop(m);
+	cover_stop(m);
 	if (m->tx)
 		tx_close(m);
 	if (m->conn)
 		close_session(m);
 	conn_close(m->conn);
 	locks_free(m);
+	cover_close(m);
 	leases_close(m);
 	sequences_free(m);
 	meta_volume_free(&m->volume);

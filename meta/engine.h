@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "meta/conn.h"
+#include "meta/cover.h"
 #include "meta/lease.h"
 #include "meta/lock.h"
 #include "meta/meta.h"
@@ -37,7 +38,7 @@
 	X(F_LOCK_SET, "lock_set") X(F_LOCK_GET, "lock_get") X(F_LOCK_CANCEL, "lock_cancel")        \
 	X(F_LOCK_WAKE, "lock_wake") X(F_LOCK_SWEEP, "lock_sweep") X(F_LOCK_PLACE, "lock_place")    \
 	X(F_LOCK_UNPLACE, "lock_unplace") X(F_LOCK_BLOCKERS, "lock_blockers")                      \
-	X(F_COMMAND, "(command)")
+	X(F_COVER, "cover") X(F_COMMAND, "(command)")
 
 enum meta_function {
 #define X(id, name) id,
@@ -65,6 +66,7 @@ struct sequence {
 struct tx_pool;
 struct leases;
 struct locks;
+struct cover;
 
 struct meta {
 	struct meta_config cfg;
@@ -81,6 +83,7 @@ struct meta {
 	struct tx_pool *tx;
 	struct leases *leases;
 	struct locks *locks; /* NULL without a session */
+	struct cover *cover; /* NULL: nothing is remembered */
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
@@ -98,7 +101,7 @@ struct op {
 	const char *name, *name2; /* in `text` */
 	uint16_t len, len2;
 	unsigned flags, tries;
-	bool keep, attrs;
+	bool keep, attrs, watch;
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
 	unsigned want;
 	uint64_t sent; /* monotonic ns */
@@ -157,6 +160,16 @@ void submit_tmpfile(struct op *op);
 void op_with_sequence(struct op *op);
 void op_other_sequence(struct op *op); /* the one it has is in use */
 void op_resubmit(struct op *op); /* sends the operation's first call again */
+
+/* readdir.c: the page of entries that were not asked for just now. `n` of name, entry and record each (of
+ * no length: not known); `next` place, 0: none. Ends `op`. False: only entries before the cookie. */
+struct found {
+	const char *name, *entry, *record;
+	size_t name_len, entry_len, record_len;
+	uint64_t place;
+	struct meta_seen seen;
+};
+bool readdir_end(struct op *op, struct found *v, size_t n, uint64_t next);
 
 /* tx.c, tx_pool.c: operations across shards, on threads of their own. */
 int tx_open(struct meta *m);

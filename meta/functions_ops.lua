@@ -80,6 +80,27 @@ local function readdir(K, A)
   return out
 end
 
+-- Keys of buckets follow the shard's. For each of them: "*", or how many fields and those fields.
+-- Reply: 0, and for each all fields and values, or the values. Redis before 7.2 watches for its client (CLIENT
+-- TRACKING) the keys that the call names, later ones what it reads: these are both.
+local function cover(K, A)
+  local out, p = { 0 }, 1
+  for i = 2, #K do
+    local n = A[p]
+    if n == '*' then
+      out[i] = call('HGETALL', K[i])
+    elseif tonumber(n) > 0 then
+      out[i] = call('HMGET', K[i], unpack(A, p + 1, p + tonumber(n)))
+      p = p + tonumber(n)
+    else
+      call('EXISTS', K[i])
+      out[i] = {}
+    end
+    p = p + 1
+  end
+  return out
+end
+
 local function statfs(K, A)
   local c = call('HMGET', K[1] .. 'c', 'i', 'b')
   return { 0, c[1] or '0', c[2] or '0' }

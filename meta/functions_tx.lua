@@ -374,7 +374,8 @@ end
 
 register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
   'windows', windows, 'readdir', readdir, 'statfs', statfs, 'session_list', session_list,
-  'garbage_peek', garbage_peek, 'x_intents', x_intents, 'getxattr', xattr.get, 'listxattr', xattr.list })
+  'garbage_peek', garbage_peek, 'x_intents', x_intents, 'getxattr', xattr.get, 'listxattr', xattr.list,
+  'cover', cover })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
   'format_note', format_note, 'x_make_dir', x_make_dir, 'x_link', x_link,

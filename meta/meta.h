@@ -27,6 +27,7 @@
 #include "meta/types.h"
 
 struct meta;
+struct bucket;
 
 /* --- The volume ---------------------------------------------------------------------------------- */
 
@@ -53,6 +54,10 @@ struct meta_config {
 	unsigned wait_ms;	      /* how long a request waits for Redis to come back; 0: 60,000 */
 	unsigned heartbeat_ms;	      /* 0: 5,000; a session expires after 5 missed ones */
 	bool session;		      /* register a session (mounts); tools that only look don't */
+	/* What is remembered of the metadata (buckets.h) takes so many bytes at most; 0: nothing is, and
+	 * nothing is pushed. `relaxed`: lookups, getattrs and listings that allow it are answered from it. */
+	uint64_t cache_size;
+	bool relaxed;
 	const char *session_info;     /* JSON text about this client, shown by `status`; may be NULL */
 };
 
@@ -94,6 +99,12 @@ const char *meta_function_name(unsigned kind);
 
 /* --- Operations ---------------------------------------------------------------------------------- */
 
+/* What is remembered of an answer, for meta_tell_*(). Private to meta/ but for being handed back. */
+struct meta_seen {
+	uint32_t inode, name; /* stamps; 0: it is not remembered */
+	uint32_t start;	      /* of the name's bucket */
+};
+
 struct meta_dirent {
 	const char *name; /* not NUL-terminated */
 	uint16_t len;
@@ -102,6 +113,7 @@ struct meta_dirent {
 	uint64_t pos;	/* cookie: meta_readdir() from here goes on after this entry; > 2 */
 	bool has_inode; /* false for entries whose inode is in another shard: ask meta_getattr */
 	struct silt_inode inode;
+	struct meta_seen seen;
 };
 
 /* A page of a directory: entries in the fixed order. */
@@ -127,6 +139,8 @@ struct meta_reply {
 	uint32_t replaced_nlink;
 	/* make, link, unlink, rmdir in one shard: the directory after the change (ino 0: not told) */
 	struct silt_attr dir;
+	/* lookup (also of a name that is not there), getattr: what may be told to a kernel for long */
+	struct meta_seen seen;
 	bool existed; /* make: it was there before */
 	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
 	bool *keep_page;	 /* set it to keep `page` */
@@ -140,6 +154,13 @@ typedef void (*meta_done)(void *arg, const struct meta_reply *r);
 
 void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done, void *arg);
 void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg);
+/* The same, and meta_readdir(), but a relaxed mount answers from what it remembers if it can, on the
+ * caller's thread. */
+void meta_lookup_relaxed(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+			 void *arg);
+void meta_getattr_relaxed(struct meta *m, silt_ino ino, meta_done done, void *arg);
+void meta_readdir_relaxed(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
+			  meta_done done, void *arg);
 
 enum {
 	META_SET_MODE = 1,
@@ -296,6 +317,34 @@ struct meta_touch {
 #define META_TOUCH_MAX 256
 void meta_touch(struct meta *m, const struct meta_touch *items, size_t n, bool relative, meta_done done,
 		void *arg);
+
+/* --- What kernels are told, and told to forget (cover.h, buckets.h) -------------------------------- */
+
+/* Before a kernel is given an answer for long: true if it will be said (meta_listen()) when that is no
+ * longer so. Without it, a kernel may keep it for META_UNTOLD_MS while meta_pushes(), so that it is no
+ * older than what is pushed. */
+#define META_UNTOLD_MS 100
+bool meta_tell_inode(struct meta *m, silt_ino ino, const struct meta_seen *seen);
+bool meta_tell_name(struct meta *m, silt_ino dir, const struct meta_seen *seen);
+
+/* True while Redis watches for this mount. */
+bool meta_pushes(struct meta *m);
+/* True while this mount answers from what it remembers. */
+bool meta_relaxed(struct meta *m);
+
+/* meta_getattr(), and the inode's bucket is watched from then on whatever else is used. */
+void meta_watch_inode(struct meta *m, silt_ino ino, meta_done done, void *arg);
+
+/* Who is told what is no longer so. Neither function may block or call back. NULL: nobody; when
+ * meta_listen() returns no call to the one before is under way. */
+struct meta_listener {
+	/* A bucket changed, was pushed out, or is not watched any more (buckets.h); yours to free. */
+	void (*on_stale)(void *arg, struct bucket *b);
+	/* Redis watches (again): nothing is watched yet. */
+	void (*on_up)(void *arg);
+	void *arg;
+};
+void meta_listen(struct meta *m, const struct meta_listener *l);
 
 /* --- For tools and tests ------------------------------------------------------------------------- */
 

@@ -13,6 +13,12 @@
 	X(M_REDIS_RECEIVED, "redis.received_bytes", counter, bytes, "bytes read from Redis")       \
 	X(M_REDIS_FLUSHES, "redis.writes", counter, calls, "write system calls (pipelined batches)") \
 	X(M_META_DAMAGED, "meta.damaged_records", counter, events, "records that did not decode")  \
+	X(M_META_CACHE_BUCKETS, "meta.cache_buckets", gauge, buckets, "buckets of metadata remembered") \
+	X(M_META_CACHE_BYTES, "meta.cache_bytes", gauge, bytes, "memory they take")                \
+	X(M_META_CACHE_HITS, "meta.cache_hits", counter, calls, "lookups, getattrs, listings answered by them") \
+	X(M_META_CACHE_MISSES, "meta.cache_misses", counter, calls, "the same that had to ask (relaxed)") \
+	X(M_META_INVALIDATIONS, "meta.invalidations", counter, keys, "changed buckets that Redis told of") \
+	X(M_META_CACHE_DROPS, "meta.cache_drops", counter, events, "times that everything was dropped") \
 	X(M_STORE_PUTS, "store.puts", counter, requests, "objects written")                        \
 	X(M_STORE_GETS, "store.gets", counter, requests, "GET requests answered with data")        \
 	X(M_STORE_HEADS, "store.heads", counter, requests, "HEAD requests")                        \
@@ -45,6 +51,8 @@
 	X(M_WRITE_BYTES, "fs.write_bytes", counter, bytes, "bytes taken from writers")             \
 	X(M_OPEN_FILES, "fs.open_handles", gauge, handles, "open file handles")                    \
 	X(M_NODES, "fs.nodes", gauge, inodes, "inodes the daemon keeps in memory")                 \
+	X(M_KERNEL_INVALIDATIONS, "fs.kernel_invalidations", counter, notes,                       \
+	  "names, attributes and files that the kernel was told to forget")                        \
 	X(M_DIRTY_BYTES, "fs.dirty_bytes", gauge, bytes, "bytes written but not yet in the store")
 
 enum silt_metric {

@@ -12,6 +12,17 @@
 
 /* --- what replies have in common --- */
 
+/* The entry of a name that was looked up (NULL: there is none). What kernels keep of names: those of
+ * directories and the like; a relaxed mount's all. */
+static void put_name(struct op *op, const redisReply *entry, uint32_t type, struct meta_seen *seen)
+{
+	if (op->fn != F_LOOKUP || (S_ISREG(type) && !op->m->cfg.relaxed))
+		return;
+	uint64_t n = cover_buckets_of(op->m, op->dir);
+	seen->name = cover_put_name(op->m, op->dir, n, op->name, op->len, entry ? entry->str : NULL,
+				    entry ? entry->len : 0, &seen->start);
+}
+
 struct second {
 	struct op *op;
 	struct meta_reply so_far;
@@ -21,6 +32,7 @@ static void got_second(void *arg, const struct meta_reply *r)
 {
 	struct second *s = arg;
 	s->so_far.inode = r->inode;
+	s->so_far.seen.inode = r->seen.inode;
 	s->so_far.err = r->err;
 	op_end(s->op, &s->so_far);
 	free(s);
@@ -54,10 +66,15 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 		silt_count(op->m->metrics, M_META_DAMAGED, 1);
 		r->err = -EIO;
 	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
+		put_name(op, entry, type, &r->seen);
 		finish_with_getattr(op, ino, r);
 		return;
 	} else {
 		r->err = reply_inode(op->m, ino, record, &r->inode);
+		if (!r->err && op->fn == F_LOOKUP)
+			r->seen.inode = cover_put_reply(op, ino, record);
+		if (!r->err)
+			put_name(op, entry, type, &r->seen);
 	}
 	op_end(op, r);
 }
@@ -78,6 +95,8 @@ static void got_lookup(void *arg, int err, redisReply *reply)
 	struct op *op = arg;
 	struct meta_reply r = { 0 };
 	r.err = reply_code(op->m, op->fn, err, reply, NULL);
+	if (r.err == -ENOENT && op->m->cfg.relaxed)
+		put_name(op, NULL, 0, &r.seen);
 	if (r.err)
 		op_end(op, &r);
 	else
@@ -92,8 +111,8 @@ static void submit_lookup(struct op *op)
 	call_send(op->m, F_LOOKUP, r, got_lookup, op);
 }
 
-void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
-                 void *arg)
+static void lookup(struct meta *m, silt_ino dir, const char *name, size_t len, bool relaxed,
+                   meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_LOOKUP, name, len, NULL, 0, 0, done, arg);
 	if (!op)
@@ -101,8 +120,20 @@ void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, met
 	op->dir = dir;
 	if (lease_says_absent(m, dir, name, len))
 		op_fail(op, -ENOENT);
-	else
+	else if (!relaxed || !relaxed_lookup(op))
 		submit_lookup(op);
+}
+
+void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+                 void *arg)
+{
+	lookup(m, dir, name, len, false, done, arg);
+}
+
+void meta_lookup_relaxed(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+                         void *arg)
+{
+	lookup(m, dir, name, len, m->cfg.relaxed, done, arg);
 }
 
 /* --- make --- */

@@ -14,18 +14,38 @@ static void got_inode(void *arg, int err, redisReply *reply)
 	r.err = reply_code(op->m, op->fn, err, reply, NULL);
 	if (!r.err)
 		r.err = reply_inode(op->m, op->ino, reply_at(reply, 1), &r.inode);
+	if (!r.err && op->fn == F_GETATTR)
+		r.seen.inode = cover_put_reply(op, op->ino, reply_at(reply, 1));
 	op_end(op, &r);
 }
 
-void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
+static void getattr(struct meta *m, silt_ino ino, bool relaxed, bool watch, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_GETATTR, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
 		return;
 	op->ino = ino;
+	op->watch = watch;
+	if (relaxed && relaxed_getattr(op))
+		return;
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	call_send(m, F_GETATTR, r, got_inode, op);
+}
+
+void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	getattr(m, ino, false, false, done, arg);
+}
+
+void meta_getattr_relaxed(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	getattr(m, ino, m->cfg.relaxed, false, done, arg);
+}
+
+void meta_watch_inode(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	getattr(m, ino, false, true, done, arg);
 }
 
 /* --- setattr --- */

@@ -29,8 +29,8 @@
 #include "meta/address.h"
 #include "meta/log.h"
 
-#define PUSH_QUIET_MS 2000 /* silence after which the peer is asked whether it lives */
-#define PUSH_DEAD_MS  5000 /* silence after which it doesn't */
+#define PUSH_QUIET_MS 500  /* silence after which the peer is asked whether it lives */
+#define PUSH_DEAD_MS  2000 /* silence after which it doesn't; what kernels are told stays true for so long */
 
 struct push;
 

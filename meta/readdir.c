@@ -12,41 +12,37 @@
 
 #define COOKIE_BASE 3
 #define RANK_BITS   10
-
-struct found {
-	const redisReply *name, *entry, *record;
-	uint64_t place;
-};
+#define LISTED_BUCKETS 64 /* of a directory whose files are remembered when they are listed */
 
 static int by_place(const void *a, const void *b)
 {
 	const struct found *x = a, *y = b;
 	if (x->place != y->place)
 		return x->place < y->place ? -1 : 1;
-	size_t n = x->name->len < y->name->len ? x->name->len : y->name->len;
-	int c = memcmp(x->name->str, y->name->str, n);
-	return c ? c : (x->name->len > y->name->len) - (x->name->len < y->name->len);
+	size_t n = x->name_len < y->name_len ? x->name_len : y->name_len;
+	int c = memcmp(x->name, y->name, n);
+	return c ? c : (x->name_len > y->name_len) - (x->name_len < y->name_len);
 }
 
-/* Collects the entries of the reply, sorted. Returns their number, or a negative errno. */
+/* Collects the entries of the reply. Returns their number, or a negative errno. */
 static ssize_t collect(const redisReply *reply, struct found **out)
 {
 	size_t n = (reply->elements - 2) / 3;
-	struct found *v = malloc((n ? n : 1) * sizeof(*v));
+	struct found *v = calloc(n ? n : 1, sizeof(*v));
 	if (!v)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
-		struct found *f = &v[i];
-		f->name = reply_at(reply, 2 + 3 * i);
-		f->entry = reply_at(reply, 3 + 3 * i);
-		f->record = reply_at(reply, 4 + 3 * i);
-		if (!f->name || !f->entry || !f->record || f->name->len > SILT_NAME_MAX) {
+		const redisReply *name = reply_at(reply, 2 + 3 * i), *entry = reply_at(reply, 3 + 3 * i);
+		const redisReply *record = reply_at(reply, 4 + 3 * i);
+		if (!name || !entry || !record || name->len > SILT_NAME_MAX) {
 			free(v);
 			return -EIO;
 		}
-		f->place = record_place(f->name->str, f->name->len);
+		v[i] = (struct found){ .name = name->str, .name_len = name->len, .entry = entry->str,
+				       .entry_len = entry->len, .record = record->str,
+				       .record_len = record->len,
+				       .place = record_place(name->str, name->len) };
 	}
-	qsort(v, n, sizeof(*v), by_place);
 	*out = v;
 	return (ssize_t)n;
 }
@@ -56,38 +52,60 @@ static bool fill_dirent(struct op *op, const struct found *f, struct meta_dirent
 {
 	struct meta *m = op->m;
 	bool moving;
-	if (record_entry_decode(silt_ino_shard(op->dir), f->entry->str, f->entry->len, &d->type, &d->ino,
+	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &d->type, &d->ino,
 				&moving)) {
-		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged", (int)f->name->len,
-			   f->name->str, (unsigned long long)op->dir);
+		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged", (int)f->name_len,
+			   f->name, (unsigned long long)op->dir);
 		silt_count(m->metrics, M_META_DAMAGED, 1);
 		return false;
 	}
-	memcpy(text, f->name->str, f->name->len);
+	memcpy(text, f->name, f->name_len);
 	d->name = text;
-	d->len = (uint16_t)f->name->len;
+	d->len = (uint16_t)f->name_len;
+	d->seen = f->seen;
 	/* An entry without a readable record is still listed; looking it up tells what is wrong. */
-	d->has_inode = f->record->len &&
-		       !record_decode(d->ino, f->record->str, f->record->len, &d->inode, NULL, NULL);
+	d->has_inode = f->record_len &&
+		       !record_decode(d->ino, f->record, f->record_len, &d->inode, NULL, NULL);
 	return true;
 }
 
-static struct meta_dirpage *make_page(struct op *op, const struct found *v, size_t n, uint64_t next)
+/* Remembers an entry that is given out. `buckets` of the directory, 0: not known. The files of a big
+ * directory are not: it costs a kernel little to ask for them again after META_UNTOLD_MS. */
+static void put_found(struct op *op, struct found *f, uint64_t buckets)
+{
+	uint32_t type;
+	silt_ino ino;
+	bool moving;
+	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &type, &ino, &moving))
+		return;
+	if (buckets > LISTED_BUCKETS && S_ISREG(type) && !op->m->cfg.relaxed)
+		return;
+	f->seen.name = cover_put_name(op->m, op->dir, buckets, f->name, f->name_len, f->entry, f->entry_len,
+				      &f->seen.start);
+	if (f->record_len)
+		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false);
+}
+
+static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, uint64_t next, bool put)
 {
 	size_t text_len = 0;
 	for (size_t i = 0; i < n; i++)
-		text_len += v[i].name->len;
+		text_len += v[i].name_len;
 	struct meta_dirpage *page = malloc(sizeof(*page) + n * sizeof(page->v[0]) + text_len + 1);
 	if (!page)
 		return NULL;
 	char *text = (char *)&page->v[n];
 	unsigned rank = 0;
+	put = put && (op->attrs || op->m->cfg.relaxed);
+	uint64_t buckets = put ? cover_buckets_of(op->m, op->dir) : 0;
 	page->n = 0;
 	page->next = next;
 	for (size_t i = 0; i < n; i++) {
 		rank = i && v[i].place == v[i - 1].place ? rank + 1 : 0;
 		uint64_t cookie = (v[i].place << RANK_BITS | (rank & ((1u << RANK_BITS) - 1))) + COOKIE_BASE;
 		struct meta_dirent *d = &page->v[page->n];
+		if (put)
+			put_found(op, &v[i], buckets);
 		if (cookie < op->number || !fill_dirent(op, &v[i], d, text))
 			continue;
 		d->pos = cookie + 1;
@@ -96,6 +114,29 @@ static struct meta_dirpage *make_page(struct op *op, const struct found *v, size
 	}
 	*text = '\0'; /* so that a debugger's or a test's reading stops */
 	return page;
+}
+
+static bool end_with(struct op *op, struct found *v, size_t n, uint64_t next_place, bool put)
+{
+	qsort(v, n, sizeof(*v), by_place);
+	struct meta_dirpage *page =
+		make_page(op, v, n, next_place ? (next_place << RANK_BITS) + COOKIE_BASE : 0, put);
+	if (page && page->n == 0 && page->next) { /* only entries before the cookie */
+		free(page);
+		return false;
+	}
+	bool keep = false;
+	struct meta_reply r = { .err = page ? 0 : -ENOMEM, .page = page, .keep_page = &keep };
+	op->done(op->arg, &r);
+	free(op);
+	if (!keep)
+		free(page);
+	return true;
+}
+
+bool readdir_end(struct op *op, struct found *v, size_t n, uint64_t next_place)
+{
+	return end_with(op, v, n, next_place, false);
 }
 
 static void submit_readdir(struct op *op, uint64_t place);
@@ -115,25 +156,13 @@ static void got_page(void *arg, int err, redisReply *reply)
 	uint64_t next_place = next->len ? strtoull(next->str, NULL, 10) : 0;
 	struct found *v = NULL;
 	ssize_t n = collect(reply, &v);
-	struct meta_dirpage *page = NULL;
-	if (n >= 0)
-		page = make_page(op, v, (size_t)n,
-				 next->len ? (next_place << RANK_BITS) + COOKIE_BASE : 0);
-	free(v);
-	if (page && page->n == 0 && page->next) { /* only entries before the cookie: go on */
-		op->number = page->next;
-		free(page);
+	if (n < 0)
+		op_fail(op, (int)n);
+	else if (!end_with(op, v, (size_t)n, next_place, true)) {
+		op->number = (next_place << RANK_BITS) + COOKIE_BASE;
 		submit_readdir(op, next_place);
-		return;
 	}
-	bool keep = false;
-	r.err = n < 0 ? (int)n : page ? 0 : -ENOMEM;
-	r.page = page;
-	r.keep_page = &keep;
-	op->done(op->arg, &r);
-	free(op);
-	if (!keep)
-		free(page);
+	free(v);
 }
 
 static void submit_readdir(struct op *op, uint64_t place)
@@ -146,8 +175,8 @@ static void submit_readdir(struct op *op, uint64_t place)
 	call_send(op->m, F_READDIR, r, got_page, op);
 }
 
-void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, meta_done done,
-		  void *arg)
+static void list(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, bool relaxed,
+		 meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_READDIR, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
@@ -161,5 +190,19 @@ void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, boo
 		op_fail(op, -EINVAL);
 		return;
 	}
-	submit_readdir(op, place);
+	op->seq = place;
+	if (!relaxed || !relaxed_readdir(op))
+		submit_readdir(op, place);
+}
+
+void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, meta_done done,
+		  void *arg)
+{
+	list(m, dir, pos, want, attrs, false, done, arg);
+}
+
+void meta_readdir_relaxed(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
+			  meta_done done, void *arg)
+{
+	list(m, dir, pos, want, attrs, m->cfg.relaxed, done, arg);
 }

@@ -170,6 +170,8 @@ static int open_volume(struct mount *m, struct silt_err *err)
 		.region = o->region,
 		.session = true,
 		.session_info = info,
+		.meta_cache = o->meta_cache,
+		.relaxed = o->relaxed,
 		.wait_ms = (unsigned)o->redis_wait * 1000,
 		.heartbeat_ms = (unsigned)(o->heartbeat * 1000),
 	};

@@ -33,11 +33,16 @@ const struct option_def option_table[] = {
 	{ "buffer-size", OPTION_SIZE, FIELD(buffer_size), 1 * MIB, 1 * TIB, "256M", "SIZE",
 	  "written data in memory, not yet in the store, at most" },
 	{ "attr-timeout", OPTION_SECONDS, FIELD(attr_timeout), 0, DAY, "1", "SECONDS",
-	  "the kernel keeps attributes so long" },
+	  "the kernel keeps attributes so long when Redis pushes no changes; 0: never" },
 	{ "entry-timeout", OPTION_SECONDS, FIELD(entry_timeout), 0, DAY, "1", "SECONDS",
-	  "the kernel keeps names of files so long" },
+	  "the kernel keeps names of files that were listed so long; 0: not at all" },
 	{ "dir-entry-timeout", OPTION_SECONDS, FIELD(dir_entry_timeout), 0, DAY, "1", "SECONDS",
-	  "the kernel keeps names of directories so long" },
+	  "the kernel keeps names of directories so long when Redis pushes no changes" },
+	{ "consistency", OPTION_CONSISTENCY, FIELD(relaxed), 0, 0, "close-to-open",
+	  "close-to-open|relaxed",
+	  "relaxed: for data that does not change; opens and lookups ask nobody" },
+	{ "meta-cache", OPTION_SIZE, FIELD(meta_cache), 1 * MIB, 1 * TIB, "64M", "SIZE",
+	  "memory for what is remembered of the metadata, at most" },
 	{ "upload-threads", OPTION_COUNT, FIELD(upload_threads), 1, 256, "8", "N",
 	  "objects written at once" },
 	{ "fetch-threads", OPTION_COUNT, FIELD(fetch_threads), 1, 256, "16", "N",
@@ -231,6 +236,9 @@ static int set_value(struct mount_options *o, const struct option_def *def, cons
 	case OPTION_RATIO: return set_number(field, def, value);
 	case OPTION_LEVEL: return set_level(field, value);
 	case OPTION_COMPRESS: return options_compress(value, field);
+	case OPTION_CONSISTENCY:
+		*(bool *)field = strcmp(value, "relaxed") == 0;
+		return *(bool *)field || strcmp(value, "close-to-open") == 0 ? 0 : -EINVAL;
 	case OPTION_FLAG: *(bool *)field = true; return 0;
 	case OPTION_CLEAR: *(bool *)field = false; return 0;
 	case OPTION_PASS: return pass_word(o, def->name);

@@ -20,6 +20,8 @@ struct mount_options {
 	bool cache_writes;
 	uint64_t buffer_size;
 	double attr_timeout, entry_timeout, dir_entry_timeout;
+	uint64_t meta_cache;
+	bool relaxed; /* consistency */
 	uint64_t upload_threads, fetch_threads, threads;
 	uint64_t group_window_us;
 	int compress_level; /* -1: the volume's */
@@ -44,6 +46,7 @@ enum option_type {
 	OPTION_SECONDS,
 	OPTION_RATIO,
 	OPTION_LEVEL,    /* of logging */
+	OPTION_CONSISTENCY, /* close-to-open or relaxed */
 	OPTION_COMPRESS, /* none or zstd[:level] */
 	OPTION_FLAG,     /* sets a bool */
 	OPTION_CLEAR,    /* clears a bool */

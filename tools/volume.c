@@ -124,6 +124,8 @@ static int open_parts(struct volume *v, const struct volume_config *cfg, struct 
 		.heartbeat_ms = cfg->heartbeat_ms,
 		.session = cfg->session,
 		.session_info = cfg->session_info,
+		.cache_size = cfg->meta_cache,
+		.relaxed = cfg->relaxed,
 	};
 	int rc = meta_open(&mc, &v->meta, err);
 	if (rc < 0 || !cfg->want_store)

@@ -22,6 +22,8 @@ struct volume_config {
 	/* As in struct meta_config. */
 	bool session;
 	const char *session_info;
+	uint64_t meta_cache; /* meta_config.cache_size */
+	bool relaxed;
 	unsigned wait_ms, heartbeat_ms;
 };
 

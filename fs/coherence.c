@@ -1,0 +1,483 @@
+#include "fs/coherence.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "fs/fs_impl.h"
+#include "meta/buckets.h"
+
+#ifndef FUSE_EXPIRE_ONLY
+#define FUSE_EXPIRE_ONLY (1 << 0)
+#endif
+
+#define ENTRY_THREADS 3
+#define RECENT_NS     1000000000u
+#define AGAIN_NS      100000000u
+#define YOUNG_NS      100000000u
+#define INODES        64 /* of a bucket */
+
+struct queue {
+	struct bucket *first, *last;
+};
+
+/* Pages of a file that shall go. */
+struct page_drop {
+	struct page_drop *next;
+	silt_ino ino;
+};
+
+/* A file that was opened not long ago. */
+struct young {
+	struct young *next;
+	silt_ino ino;
+	uint64_t due;
+};
+
+struct coherence {
+	struct fs *fs;
+	pthread_t threads[1 + ENTRY_THREADS];
+	unsigned nthreads;
+	struct silt_lock lock; /* what follows */
+	struct silt_cond wake, wake_entries;
+	bool stop, look_at_all;
+	struct queue fresh, names; /* for the first thread, for the others */
+	struct queue again;        /* in order of time: bucket_user() says when */
+	struct page_drop *drops;
+	struct young *young, **young_tail;
+};
+
+static void push(struct queue *q, struct bucket *b)
+{
+	bucket_chain(b, NULL);
+	if (q->last)
+		bucket_chain(q->last, b);
+	else
+		q->first = b;
+	q->last = b;
+}
+
+static struct bucket *pop(struct queue *q)
+{
+	struct bucket *b = q->first;
+	if (b && !(q->first = bucket_chained(b)))
+		q->last = NULL;
+	return b;
+}
+
+/* --- telling the kernel ------------------------------------------------------------------- */
+
+/* libfuse 3.14 has no call for FUSE_EXPIRE_ONLY. Older kernels drop the name instead of letting it
+ * expire, which does as well. */
+static void expire_name(struct fs *fs, silt_ino dir, const char *name, size_t len)
+{
+	char text[SILT_NAME_MAX + 1];
+	struct fuse_notify_inval_entry_out out = { .parent = dir, .namelen = (uint32_t)len };
+	uint32_t flags = FUSE_EXPIRE_ONLY;
+	memcpy((char *)&out + 12, &flags, sizeof(flags)); /* named padding in older headers */
+	struct fuse_out_header head = {
+		.len = (uint32_t)(sizeof(head) + sizeof(out) + len + 1),
+		.error = FUSE_NOTIFY_INVAL_ENTRY,
+	};
+	memcpy(text, name, len);
+	text[len] = '\0';
+	struct iovec iov[3] = { { &head, sizeof(head) }, { &out, sizeof(out) }, { text, len + 1 } };
+	ssize_t n = writev(fuse_session_fd(fs->se), iov, 3);
+	(void)n; /* ENOENT: the kernel doesn't have it; ENODEV: unmounted */
+	silt_count(fs->cfg.metrics, M_KERNEL_INVALIDATIONS, 1);
+}
+
+static void drop_attr(struct fs *fs, silt_ino ino)
+{
+	fuse_lowlevel_notify_inval_inode(fs->se, ino, -1, 0);
+	silt_count(fs->cfg.metrics, M_KERNEL_INVALIDATIONS, 1);
+}
+
+static void drop_names(struct fs *fs, const struct bucket *b)
+{
+	const struct bucket_id *id = bucket_id_of(b);
+	silt_ino dir = silt_ino_make(id->shard, id->seq);
+	const char *name;
+	size_t len;
+	for (unsigned at = 0; bucket_told(b, &at, &name, &len);)
+		if (len <= SILT_NAME_MAX)
+			expire_name(fs, dir, name, len);
+}
+
+static silt_ino inode_of(const struct bucket *b, const char *name, size_t len)
+{
+	const struct bucket_id *id = bucket_id_of(b);
+	unsigned index = 0;
+	for (size_t i = 0; i < len; i++)
+		index = index * 10 + (unsigned)(name[i] - '0');
+	return silt_ino_make(id->shard, id->seq * INODES + index % INODES);
+}
+
+static void drop_attrs(struct fs *fs, const struct bucket *b)
+{
+	const char *name;
+	size_t len;
+	for (unsigned at = 0; bucket_told(b, &at, &name, &len);)
+		drop_attr(fs, inode_of(b, name, len));
+}
+
+/* --- open files --------------------------------------------------------------------------- */
+
+void fs_inode_changed(struct fs *fs, struct node *n, bool gone)
+{
+	silt_debugf(fs->cfg.log, "fs.coherence", "inode %llu, open here, was %s",
+	            (unsigned long long)n->ino, gone ? "deleted" : "changed");
+}
+
+struct check {
+	struct fs *fs;
+	struct node *node;
+};
+
+static void drop_pages(struct fs *fs, silt_ino ino)
+{
+	struct coherence *c = fs->coherence;
+	struct page_drop *d = malloc(sizeof(*d));
+	if (!d)
+		return; /* the next open compares versions */
+	d->ino = ino;
+	silt_lock(&c->lock);
+	d->next = c->drops;
+	c->drops = d;
+	silt_cond_signal(&c->wake_entries);
+	silt_unlock(&c->lock);
+}
+
+static void checked(void *arg, const struct meta_reply *reply)
+{
+	struct check *k = arg;
+	struct fs *fs = k->fs;
+	struct node *n = k->node;
+	bool gone = reply->err == -ENOENT, changed = gone, pages = false;
+	if (!reply->err) {
+		struct silt_inode inode = reply->inode;
+		silt_lock(&n->lock);
+		changed = inode.attr.version > n->attr.version || inode.attr.nlink == 0 ||
+		          inode.attr.ctime.sec != n->attr.ctime.sec ||
+		          inode.attr.ctime.nsec != n->attr.ctime.nsec;
+		/* Bytes of ours that are on their way make versions of their own. */
+		pages = inode.attr.version > n->attr.version && write_buffer_empty(&n->buffer);
+		gone = inode.attr.nlink == 0;
+		node_merge_locked(n, &inode);
+		silt_unlock(&n->lock);
+		meta_tell_inode(fs->cfg.meta, n->ino, &reply->seen); /* so that it comes here again */
+	}
+	if (pages)
+		drop_pages(fs, n->ino);
+	if (changed)
+		fs_inode_changed(fs, n, gone);
+	node_put(fs, n);
+	free(k);
+	fs_background_end(fs);
+}
+
+/* Is it open for reading? What is only written here is known here. */
+static bool is_read(struct node *n)
+{
+	bool reads = false;
+	silt_lock(&n->lock);
+	for (const struct handle *h = n->first_handle; h && !reads; h = h->next)
+		reads = (h->flags & O_ACCMODE) != O_WRONLY;
+	silt_unlock(&n->lock);
+	return reads;
+}
+
+/* Asks what Redis says of an inode, if it is open here for reading. */
+static void check_inode(struct fs *fs, silt_ino ino)
+{
+	struct node *n = node_get(fs, ino);
+	struct check *k = n && is_read(n) ? malloc(sizeof(*k)) : NULL;
+	if (!k) {
+		if (n)
+			node_put(fs, n);
+		return;
+	}
+	*k = (struct check){ fs, n };
+	fs_background_begin(fs);
+	meta_watch_inode(fs->cfg.meta, n->ino, checked, k);
+}
+
+static void check_open(struct fs *fs, const struct bucket *b)
+{
+	const char *name;
+	size_t len;
+	bool told;
+	if (atomic_load(&fs->nodes.open_nodes) == 0 || bucket_evicted(b) || !meta_pushes(fs->cfg.meta))
+		return;
+	for (unsigned at = 0; bucket_item(b, &at, &name, &len, &told);)
+		check_inode(fs, inode_of(b, name, len));
+}
+
+/* Redis watches again: all open files have to be watched anew. */
+static void check_all(struct fs *fs)
+{
+	silt_ino v[256];
+	size_t n;
+	for (struct node_walk walk = { 0 }; (n = node_walk(fs, &walk, v, 256)) > 0;)
+		for (size_t i = 0; i < n; i++)
+			check_inode(fs, v[i]);
+}
+
+void coherence_opened(struct fs *fs, silt_ino ino, int flags)
+{
+	struct coherence *c = fs->coherence;
+	if ((flags & O_ACCMODE) == O_WRONLY || !meta_pushes(fs->cfg.meta))
+		return;
+	struct young *y = malloc(sizeof(*y));
+	if (!y)
+		return;
+	*y = (struct young){ .ino = ino, .due = silt_now_ns() + YOUNG_NS };
+	silt_lock(&c->lock);
+	bool first = c->young == NULL;
+	*c->young_tail = y;
+	c->young_tail = &y->next;
+	if (first)
+		silt_cond_signal(&c->wake);
+	silt_unlock(&c->lock);
+}
+
+static void on_up(void *arg)
+{
+	struct coherence *c = arg;
+	silt_lock(&c->lock);
+	c->look_at_all = true;
+	silt_cond_signal(&c->wake);
+	silt_unlock(&c->lock);
+}
+
+/* --- threads ------------------------------------------------------------------------------ */
+
+static void on_stale(void *arg, struct bucket *b)
+{
+	struct coherence *c = arg;
+	silt_lock(&c->lock);
+	push(&c->fresh, b);
+	silt_cond_signal(&c->wake);
+	silt_unlock(&c->lock);
+}
+
+/* The kernel was told: frees the bucket, or keeps it for a second time. Lock held. */
+static void done_locked(struct coherence *c, struct bucket *b)
+{
+	uint64_t now = silt_now_ns(), *due = bucket_user(b), told = bucket_told_ns(b);
+	if (*due || !told || now - told > RECENT_NS || c->stop) {
+		bucket_free(b);
+		return;
+	}
+	*due = now + AGAIN_NS;
+	push(&c->again, b);
+	silt_cond_signal(&c->wake);
+}
+
+static void work_on(struct coherence *c, struct bucket *b)
+{
+	bool names = bucket_id_of(b)->names;
+	if (!names) {
+		bool first = *bucket_user(b) == 0;
+		drop_attrs(c->fs, b);
+		if (first)
+			check_open(c->fs, b);
+	}
+	silt_lock(&c->lock);
+	if (names) {
+		push(&c->names, b);
+		silt_cond_signal(&c->wake_entries);
+	} else {
+		done_locked(c, b);
+	}
+}
+
+/* Lock held; returns with it held. False: nothing was due; *until gets when something will be. */
+static bool work(struct coherence *c, uint64_t *until)
+{
+	uint64_t now = silt_now_ns();
+	struct bucket *b = pop(&c->fresh);
+	if (!b && c->again.first && *bucket_user(c->again.first) <= now)
+		b = pop(&c->again);
+	if (b) {
+		silt_unlock(&c->lock);
+		work_on(c, b); /* takes the lock */
+		return true;
+	}
+	struct young *y = c->young;
+	if (y && y->due <= now) {
+		if (!(c->young = y->next))
+			c->young_tail = &c->young;
+		silt_unlock(&c->lock);
+		if (meta_pushes(c->fs->cfg.meta))
+			check_inode(c->fs, y->ino);
+		free(y);
+		silt_lock(&c->lock);
+		return true;
+	}
+	if (c->look_at_all) {
+		c->look_at_all = false;
+		silt_unlock(&c->lock);
+		check_all(c->fs);
+		silt_lock(&c->lock);
+		return true;
+	}
+	*until = y ? y->due : UINT64_MAX;
+	if (c->again.first && *bucket_user(c->again.first) < *until)
+		*until = *bucket_user(c->again.first);
+	return false;
+}
+
+static void *first_main(void *arg)
+{
+	struct coherence *c = arg;
+	pthread_setname_np(pthread_self(), "silt-coherence");
+	silt_lock(&c->lock);
+	while (!c->stop) {
+		uint64_t until;
+		if (work(c, &until))
+			continue;
+		if (until == UINT64_MAX)
+			silt_cond_wait(&c->wake, &c->lock);
+		else
+			silt_cond_wait_until(&c->wake, &c->lock, until);
+	}
+	silt_unlock(&c->lock);
+	return NULL;
+}
+
+static void *entries_main(void *arg)
+{
+	struct coherence *c = arg;
+	pthread_setname_np(pthread_self(), "silt-entries");
+	silt_lock(&c->lock);
+	while (!c->stop) {
+		struct bucket *b = pop(&c->names);
+		struct page_drop *d = b ? NULL : c->drops;
+		if (!b && !d) {
+			silt_cond_wait(&c->wake_entries, &c->lock);
+			continue;
+		}
+		if (d)
+			c->drops = d->next;
+		silt_unlock(&c->lock);
+		if (b)
+			drop_names(c->fs, b);
+		if (d)
+			fuse_lowlevel_notify_inval_inode(c->fs->se, d->ino, 0, 0);
+		free(d);
+		silt_lock(&c->lock);
+		if (b)
+			done_locked(c, b);
+	}
+	silt_unlock(&c->lock);
+	return NULL;
+}
+
+/* --- timeouts ----------------------------------------------------------------------------- */
+
+static double at_least(double option, double told)
+{
+	return option > told || option <= 0 ? option : told;
+}
+
+double coherence_untold(struct fs *fs, double option)
+{
+	double most = META_UNTOLD_MS / 1000.0;
+	return option > most && meta_pushes(fs->cfg.meta) ? most : option;
+}
+
+double coherence_attr_timeout(struct fs *fs, silt_ino ino, const struct meta_seen *seen)
+{
+	double option = fs->cfg.attr_timeout;
+	if (option <= 0 || !seen || !meta_tell_inode(fs->cfg.meta, ino, seen))
+		return coherence_untold(fs, option);
+	return at_least(option, meta_relaxed(fs->cfg.meta) ? COHERENCE_RELAXED : COHERENCE_LONG);
+}
+
+double coherence_entry_timeout(struct fs *fs, silt_ino dir, unsigned type, bool listed,
+                               const struct meta_seen *seen)
+{
+	bool relaxed = meta_relaxed(fs->cfg.meta), file = type == S_IFREG || type == 0;
+	double option = file ? fs->cfg.entry_timeout : fs->cfg.dir_entry_timeout;
+	if (option <= 0)
+		return 0;
+	bool told = seen && (relaxed || !file || listed) &&
+	            meta_tell_name(fs->cfg.meta, dir, seen);
+	if (told && relaxed)
+		return at_least(option, COHERENCE_RELAXED);
+	if (told)
+		return file ? option : at_least(option, COHERENCE_LONG);
+	/* An open(2) by path must send a LOOKUP: it is what makes close-to-open true. */
+	return file && !listed ? 0 : coherence_untold(fs, option);
+}
+
+/* --- life --------------------------------------------------------------------------------- */
+
+int coherence_open(struct fs *fs, struct coherence **out)
+{
+	struct coherence *c = calloc(1, sizeof(*c));
+	if (!c)
+		return -ENOMEM;
+	c->fs = fs;
+	c->young_tail = &c->young;
+	silt_lock_init(&c->lock);
+	silt_cond_init(&c->wake);
+	silt_cond_init(&c->wake_entries);
+	sigset_t all, old;
+	int rc = 0;
+	sigfillset(&all); /* signals are for the threads of the daemon's owner */
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	for (unsigned i = 0; i <= ENTRY_THREADS && !rc; i++) {
+		rc = pthread_create(&c->threads[i], NULL, i ? entries_main : first_main, c);
+		c->nthreads += rc == 0;
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	*out = c;
+	struct meta_listener l = { .on_stale = on_stale, .on_up = on_up, .arg = c };
+	if (!rc)
+		meta_listen(fs->cfg.meta, &l);
+	return -rc;
+}
+
+void coherence_stop(struct coherence *c)
+{
+	if (!c || c->nthreads == 0)
+		return;
+	meta_listen(c->fs->cfg.meta, NULL);
+	silt_lock(&c->lock);
+	c->stop = true;
+	silt_cond_broadcast(&c->wake);
+	silt_cond_broadcast(&c->wake_entries);
+	silt_unlock(&c->lock);
+	while (c->nthreads)
+		pthread_join(c->threads[--c->nthreads], NULL);
+	struct young *y;
+	while ((y = c->young)) {
+		c->young = y->next;
+		free(y);
+	}
+}
+
+void coherence_close(struct coherence *c)
+{
+	struct bucket *b;
+	struct page_drop *d;
+	if (!c)
+		return;
+	coherence_stop(c);
+	while ((b = pop(&c->fresh)) || (b = pop(&c->names)) || (b = pop(&c->again)))
+		bucket_free(b);
+	while ((d = c->drops)) {
+		c->drops = d->next;
+		free(d);
+	}
+	silt_lock_destroy(&c->lock);
+	silt_cond_destroy(&c->wake);
+	silt_cond_destroy(&c->wake_entries);
+	free(c);
+}
