@@ -121,8 +121,11 @@ static void drop_attrs(struct fs *fs, const struct bucket *b)
 {
 	const char *name;
 	size_t len;
-	for (unsigned at = 0; bucket_told(b, &at, &name, &len);)
-		drop_attr(fs, inode_of(b, name, len));
+	for (unsigned at = 0; bucket_told(b, &at, &name, &len);) {
+		silt_ino ino = inode_of(b, name, len);
+		flags_drop(&fs->flags, ino);
+		drop_attr(fs, ino);
+	}
 }
 
 /* --- open files --------------------------------------------------------------------------- */
