@@ -172,7 +172,8 @@ static void checked(void *arg, const struct meta_reply *reply)
 		gone = inode.attr.nlink == 0;
 		node_merge_locked(n, &inode);
 		silt_unlock(&n->lock);
-		meta_tell_inode(fs->cfg.meta, n->ino, &reply->seen); /* so that it comes here again */
+		meta_tell_inode(fs->cfg.meta, n->ino,
+		                &reply->seen); /* so that it comes here again */
 	}
 	if (pages)
 		drop_pages(fs, n->ino);
@@ -214,7 +215,8 @@ static void check_open(struct fs *fs, const struct bucket *b)
 	const char *name;
 	size_t len;
 	bool told;
-	if (atomic_load(&fs->nodes.open_nodes) == 0 || bucket_evicted(b) || !meta_pushes(fs->cfg.meta))
+	if (atomic_load(&fs->nodes.open_nodes) == 0 || bucket_evicted(b) ||
+	    !meta_pushes(fs->cfg.meta))
 		return;
 	for (unsigned at = 0; bucket_item(b, &at, &name, &len, &told);)
 		check_inode(fs, inode_of(b, name, len));
@@ -409,8 +411,7 @@ double coherence_entry_timeout(struct fs *fs, silt_ino dir, unsigned type, bool 
 	double option = file ? fs->cfg.entry_timeout : fs->cfg.dir_entry_timeout;
 	if (option <= 0)
 		return 0;
-	bool told = seen && (relaxed || !file || listed) &&
-	            meta_tell_name(fs->cfg.meta, dir, seen);
+	bool told = seen && (relaxed || !file || listed) && meta_tell_name(fs->cfg.meta, dir, seen);
 	if (told && relaxed)
 		return at_least(option, COHERENCE_RELAXED);
 	if (told)

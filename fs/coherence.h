@@ -1,9 +1,9 @@
 /* Telling the kernel what other mounts changed.
  *
- * What the kernel is told for longer than a moment is marked in meta/ (meta/buckets.h). A bucket that
- * changes, or is not watched any more, comes here, and the kernel is told to forget what it was told of
- * it: names expire (their next use asks again; the tree below a directory's name stays), attributes are
- * dropped. The pages of a file go when it is open here and its version has changed.
+ * What the kernel is told for longer than a moment is marked in meta/ (meta/buckets.h). A bucket
+ *that changes, or is not watched any more, comes here, and the kernel is told to forget what it was
+ *told of it: names expire (their next use asks again; the tree below a directory's name stays),
+ *attributes are dropped. The pages of a file go when it is open here and its version has changed.
  *
  * What may be told for how long:
  *
@@ -11,23 +11,23 @@
  *	attributes		    LONG	UNTOLD		attr-timeout
  *	names of directories...	    LONG	UNTOLD		dir-entry-timeout
  *	names of files, listed	    entry-to.	UNTOLD		entry-timeout
- *	names of files, looked up   0		0		0	   an open must ask: close-to-open
- *	all names, if relaxed	    RELAXED	as above	as above
+ *	names of files, looked up   0		0		0	   an open must ask:
+ *close-to-open all names, if relaxed	    RELAXED	as above	as above
  *
  * never longer than 0 where the option says 0. "Not told" (nothing is remembered of it): for
  * META_UNTOLD_MS at most, so that nothing the kernel holds is older than a push would make it.
  *
- * Threads. Notifications are never sent by a thread that answers requests: the kernel may wait with a
- * directory's lock held for an answer that only that thread can give. One thread sends what never waits
- * (attributes) and looks after open files; ENTRY_THREADS send what may have to wait for such a lock (names,
- * pages), so that one slow directory holds up little else. Queues are of the detached buckets themselves:
- * they need no memory, and their bytes count against the limit of the table.
+ * Threads. Notifications are never sent by a thread that answers requests: the kernel may wait with
+ *a directory's lock held for an answer that only that thread can give. One thread sends what never
+ *waits (attributes) and looks after open files; ENTRY_THREADS send what may have to wait for such a
+ *lock (names, pages), so that one slow directory holds up little else. Queues are of the detached
+ *buckets themselves: they need no memory, and their bytes count against the limit of the table.
  *
- * An answer may be on its way to the kernel while a notification overtakes it. So what was told less than
- * RECENT_NS before is notified again AGAIN_NS later.
+ * An answer may be on its way to the kernel while a notification overtakes it. So what was told
+ *less than RECENT_NS before is notified again AGAIN_NS later.
  *
- * Open files. One that is open for longer than YOUNG_NS is watched, and when its bucket changes it is asked
- * for: its node gets the new attributes, its pages go if the version is another one, and
+ * Open files. One that is open for longer than YOUNG_NS is watched, and when its bucket changes it
+ *is asked for: its node gets the new attributes, its pages go if the version is another one, and
  * fs_inode_changed() hears of it. */
 #pragma once
 #include <stdbool.h>
@@ -39,7 +39,7 @@ struct fs;
 struct node;
 struct fuse_entry_param;
 
-#define COHERENCE_LONG	  60.0	 /* seconds */
+#define COHERENCE_LONG    60.0 /* seconds */
 #define COHERENCE_RELAXED 3600.0
 
 int coherence_open(struct fs *fs, struct coherence **out);
@@ -49,7 +49,8 @@ void coherence_close(struct coherence *c);
 
 /* How long the kernel may keep attributes of `ino` that a reply brought (`seen` may be NULL). */
 double coherence_attr_timeout(struct fs *fs, silt_ino ino, const struct meta_seen *seen);
-/* The same for a name; `type` in S_IFMT bits, 0: there is no such name. `seen` NULL: not looked up now. */
+/* The same for a name; `type` in S_IFMT bits, 0: there is no such name. `seen` NULL: not looked up
+ * now. */
 double coherence_entry_timeout(struct fs *fs, silt_ino dir, unsigned type, bool listed,
                                const struct meta_seen *seen);
 /* For how long at most something may be told that is not remembered; `option` seconds or less. */
@@ -58,6 +59,7 @@ double coherence_untold(struct fs *fs, double option);
 /* A file was opened here with `flags`: looked after when it stays open. */
 void coherence_opened(struct fs *fs, silt_ino ino, int flags);
 
-/* Inode `ino`, which is open here, was changed or (`gone`) deleted, maybe by another mount; its node has
- * the new attributes. Called on a reader thread, no lock held. Whoever must know adds its call there. */
+/* Inode `ino`, which is open here, was changed or (`gone`) deleted, maybe by another mount; its
+ * node has the new attributes. Called on a reader thread, no lock held. Whoever must know adds its
+ * call there. */
 void fs_inode_changed(struct fs *fs, struct node *n, bool gone);
