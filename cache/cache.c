@@ -132,6 +132,22 @@ void cache_fetch_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_don
 	fetch_pack(c->fetch, pack, bytes, done, arg);
 }
 
+void cache_check_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	fetch_check_pack(c->fetch, pack, bytes, done, arg);
+}
+
+void cache_uncheck_pack(struct cache *c, uint64_t pack)
+{
+	if (c->tier)
+		tier_unverify(c->tier, pack);
+}
+
+int cache_check_files(struct cache *c, struct silt_err *err)
+{
+	return c->tier ? tier_check_files(c->tier, err) : 0;
+}
+
 unsigned cache_fetch_width(const struct cache *c)
 {
 	return fetch_width(c->fetch);

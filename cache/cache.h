@@ -97,16 +97,33 @@ void cache_writers_add(struct cache *c, int delta);
 void cache_drain(struct cache *c);
 
 /* --- Whole packs (warmup, status, debug) -----------------------------------------------------------*/
-/* FULL: all of the pack is on the SSD and every frame of it was verified. A pack that came there in
- * ranges, by reads, is PARTIAL until cache_fetch_pack() has verified it (it is then read back, not
- * fetched again). */
-enum cache_pack_state { CACHE_PACK_ABSENT, CACHE_PACK_PARTIAL, CACHE_PACK_FULL };
+/* FULL: all of the pack is on the SSD and every frame of it was verified by this mount. UNCHECKED: all
+ * of it is there, but it came in ranges, by reads, or in an earlier mount; cache_check_pack() and
+ * cache_fetch_pack() read it back then. */
+enum cache_pack_state {
+	CACHE_PACK_ABSENT,
+	CACHE_PACK_PARTIAL,
+	CACHE_PACK_UNCHECKED,
+	CACHE_PACK_FULL
+};
 enum cache_pack_state cache_pack_state(struct cache *c, uint64_t pack);
 
 /* Brings a whole pack to the SSD with one GET (per PACK_MAX bytes), verifies every frame, and calls
  * done(arg, 0) when all of it is on the SSD. Already there: done is called at once. -ENOSPC: it does
  * not fit beside what must stay; -ENODEV: no SSD tier. `bytes` (may be NULL) gets the pack's length. */
 void cache_fetch_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
+
+/* Reads a pack that is on the SSD back and verifies every frame, unless this mount did so before; it is
+ * FULL then. Errors: -EBADMSG it was damaged and is dropped, -EIO it can't be read, -ENOENT not all of
+ * it is there. Nothing is fetched. */
+void cache_check_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
+
+/* Makes a FULL pack UNCHECKED, for who wants to see with his own eyes. */
+void cache_uncheck_pack(struct cache *c, uint64_t pack);
+
+/* Looks whether someone cut the SSD's files under the mount; packs that lost something are no longer
+ * FULL then. -ENODEV with a text: the SSD is out of use, or its files were deleted or replaced. */
+int cache_check_files(struct cache *c, struct silt_err *err);
 
 /* Number of fetch threads: more requests in flight than twice that only wait. */
 unsigned cache_fetch_width(const struct cache *c);

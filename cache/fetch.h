@@ -28,13 +28,15 @@ int fetch_open(const struct fetch_config *cfg, struct fetch **out, struct silt_e
  * must still be open: it answers some of them. */
 void fetch_close(struct fetch *f);
 
-/* cache_read(), cache_prefetch(), cache_fetch_pack(), cache_drop_pack(), cache_pack_state() and
- * cache_fetch_width() of cache.h. A pack counts as full only when all of its chunks are on the SSD
- * and came from, or were read back as, a pack whose every frame was verified. */
+/* cache_read(), cache_prefetch(), cache_fetch_pack(), cache_check_pack(), cache_drop_pack(),
+ * cache_pack_state() and cache_fetch_width() of cache.h. A pack counts as full only when all of its
+ * chunks are on the SSD and came from, or were read back as, a pack whose every frame was verified,
+ * since the tier was opened. */
 int fetch_read(struct fetch *f, silt_ino ino, const struct silt_extent *e, uint64_t off,
                uint32_t len, void *dst, cache_done done, void *arg);
 void fetch_prefetch(struct fetch *f, silt_ino ino, const struct silt_extent *e);
 void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
+void fetch_check_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
 void fetch_drop_pack(struct fetch *f, uint64_t pack);
 enum cache_pack_state fetch_pack_state(struct fetch *f, uint64_t pack);
 unsigned fetch_width(const struct fetch *f);

@@ -2,16 +2,20 @@
  *
  * One GET brings the pack; pack_verify() checks every frame of it before anyone gets a byte; then
  * it is written to the SSD and only then reported. A pack that is on the SSD already, but came
- * there in ranges, is read back and verified instead of fetched. */
+ * there in ranges or in an earlier mount, is read back and verified instead of fetched.
+ *
+ * A check only reads back. It stands in the bucket like a GET of the whole pack, so that nothing is
+ * written under it, but nobody waits for its bytes. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
 #include "cache/fetch_parts.h"
 
-#define INSERTING_MAX ((size_t)64 << 20) /* bytes of packs just written that may wait for the SSD  \
-	                                  */
-#define PREFETCH_MAX (4u << 20)          /* bytes that a prefetch brings where there is no SSD */
+#define INSERTING_MAX                                                                              \
+	((size_t)64 << 20)      /* bytes of packs just written that may wait for the SSD           \
+	                         */
+#define PREFETCH_MAX (4u << 20) /* bytes that a prefetch brings where there is no SSD */
 
 static size_t up(size_t n)
 {
@@ -22,20 +26,24 @@ static size_t up(size_t n)
 static int read_back(struct fetch *f, uint64_t pack, uint32_t len)
 {
 	char why[160] = "";
-	uint8_t *buf = aligned_alloc(TIER_ALIGN, up(len));
+	bool usual = up(len) <= WHOLE_ROOM;
+	uint8_t *buf = usual ? buffer_get(f) : aligned_alloc(TIER_ALIGN, up(len));
 	if (!buf)
 		return -ENOMEM;
 	int rc = tier_read_wait(f->tier, pack, 0, len, buf);
-	if (rc == 0 && pack_verify(buf, len, pack, f->volume, why) < 0) {
+	if (rc == 0)
+		rc = pack_verify(buf, len, pack, f->volume, why);
+	if (rc == -EBADMSG) {
 		silt_count(f->metrics, M_SSD_BAD, 1);
 		silt_warn(f->log,
-		          "cache: damaged copy of pack %016" PRIx64 " on the SSD (%s); "
-		          "fetching it again",
+		          "cache: damaged copy of pack %016" PRIx64 " on the SSD (%s): dropped",
 		          pack, why);
 		tier_drop_pack(f->tier, pack);
-		rc = -EBADMSG;
 	}
-	free(buf);
+	if (usual)
+		buffer_put(f, buf);
+	else
+		free(buf);
 	if (rc == 0)
 		tier_mark_verified(f->tier, pack);
 	return rc;
@@ -67,6 +75,12 @@ static int fetch_whole(struct fetch *f, struct flight *fl)
 	struct tier_pack look;
 	flight_wait_for_ranges(f, fl->pack);
 	tier_look(f->tier, fl->pack, &look);
+	if (fl->check) {
+		fl->pack_len = look.pack_len;
+		if (!look.full)
+			return -ENOENT;
+		return look.verified ? 0 : read_back(f, fl->pack, look.pack_len);
+	}
 	if (look.full && (look.verified || read_back(f, fl->pack, look.pack_len) == 0)) {
 		fl->pack_len = look.pack_len;
 		return 0;
@@ -91,9 +105,15 @@ static void whole_run(struct fetch *f, struct job *j)
 {
 	struct flight *fl = (struct flight *)j;
 	int rc = fetch_whole(f, fl);
-	struct pack_waiter *w = flight_land(f, fl, rc);
+	/* Readers can't fail with a check: they get their bytes from elsewhere. */
+	struct pack_waiter *w = flight_land(f, fl, fl->check ? 0 : rc);
 	while (w) {
 		struct pack_waiter *next = w->next;
+		if (rc < 0 && fl->check && w->fetch) {
+			pack_wanted(f, fl->pack, w, true, false);
+			w = next;
+			continue;
+		}
 		if (w->bytes && rc == 0)
 			*w->bytes = fl->pack_len;
 		w->done(w->arg, rc);
@@ -106,8 +126,10 @@ static void whole_run(struct fetch *f, struct job *j)
 		flight_unref(f, fl);
 }
 
-void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep, bool ahead)
+/* Joins a flight for the whole of a pack, or starts one like `like`; `w` is answered at its end. */
+static void join_whole(struct fetch *f, const struct flight *like, struct pack_waiter *w)
 {
+	uint64_t pack = like->pack;
 	struct flight_bucket *b = flight_bucket_of(f, pack);
 	struct flight *made = calloc(1, sizeof(*made));
 	silt_lock(&b->lock);
@@ -122,7 +144,8 @@ void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool kee
 			               .pack = pack,
 			               .len = PACK_MAX,
 			               .whole = true,
-			               .ahead = ahead,
+			               .check = like->check,
+			               .ahead = like->ahead,
 			               .refs = 1,
 			               .next = b->first };
 		b->first = fl;
@@ -133,8 +156,8 @@ void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool kee
 		fl->packs = w;
 	}
 	if (fl) {
-		fl->keep |= keep;
-		fl->ahead |= ahead;
+		fl->keep |= like->keep;
+		fl->ahead |= like->ahead;
 	}
 	silt_unlock(&b->lock);
 	free(made);
@@ -146,26 +169,47 @@ void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool kee
 	}
 }
 
-void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+void pack_wanted(struct fetch *f, uint64_t pack, struct pack_waiter *w, bool keep, bool ahead)
+{
+	join_whole(f, &(struct flight){ .pack = pack, .keep = keep, .ahead = ahead }, w);
+}
+
+/* Answers if there is nothing to do for a pack; else makes who waits for it. */
+static struct pack_waiter *waiter_new(struct fetch *f, uint64_t pack, uint64_t *bytes,
+                                      cache_done done, void *arg)
 {
 	struct tier_pack look = { 0 };
-	if (!f->tier) {
-		done(arg, -ENODEV);
-		return;
-	}
-	tier_look(f->tier, pack, &look);
+	struct pack_waiter *w = NULL;
+	if (f->tier)
+		tier_look(f->tier, pack, &look);
 	if (look.verified) {
 		if (bytes)
 			*bytes = look.pack_len;
 		done(arg, 0);
-		return;
+		return NULL;
 	}
-	struct pack_waiter *w = malloc(sizeof(*w));
-	if (!w) {
-		done(arg, -ENOMEM);
+	if (f->tier)
+		w = malloc(sizeof(*w));
+	if (w)
+		*w = (struct pack_waiter){ .bytes = bytes, .done = done, .arg = arg };
+	else
+		done(arg, f->tier ? -ENOMEM : -ENODEV);
+	return w;
+}
+
+void fetch_check_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	struct pack_waiter *w = waiter_new(f, pack, bytes, done, arg);
+	if (w)
+		join_whole(f, &(struct flight){ .pack = pack, .check = true }, w);
+}
+
+void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	struct pack_waiter *w = waiter_new(f, pack, bytes, done, arg);
+	if (!w)
 		return;
-	}
-	*w = (struct pack_waiter){ .bytes = bytes, .done = done, .arg = arg };
+	w->fetch = true;
 	pack_wanted(f, pack, w, true, false);
 }
 
@@ -176,7 +220,9 @@ enum cache_pack_state fetch_pack_state(struct fetch *f, uint64_t pack)
 		tier_look(f->tier, pack, &look);
 	if (look.pieces == 0)
 		return CACHE_PACK_ABSENT;
-	return look.verified ? CACHE_PACK_FULL : CACHE_PACK_PARTIAL;
+	if (look.verified)
+		return CACHE_PACK_FULL;
+	return look.full ? CACHE_PACK_UNCHECKED : CACHE_PACK_PARTIAL;
 }
 
 void fetch_drop_pack(struct fetch *f, uint64_t pack)

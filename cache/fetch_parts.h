@@ -63,6 +63,7 @@ struct job_list {
 struct pack_waiter {
 	struct pack_waiter *next;
 	uint64_t *bytes;
+	bool fetch; /* not content with a check that fails */
 	cache_done done;
 	void *arg;
 };
@@ -77,6 +78,7 @@ struct flight {
 	uint32_t off, len; /* asked for */
 	uint32_t first;    /* byte of the range at which a frame is known to begin */
 	bool whole;
+	bool check; /* only reads what is on the SSD back (and is in the bucket meanwhile) */
 	bool keep;  /* someone asked for the whole pack: it gets all lives on the SSD */
 	bool ahead; /* a sequential reader will come for it: stays in memory for a while */
 	/* under the bucket's lock */

@@ -5,12 +5,15 @@
 #include <stdint.h>
 
 enum pack_want {
-	PACK_WANTED, /* not on the SSD, not asked for yet */
-	PACK_CACHED, /* was there already */
+	PACK_WANTED,    /* not on the SSD, not asked for yet */
+	PACK_UNCHECKED, /* on the SSD, but this mount has not seen whether it is right */
+	PACK_CACHED,    /* is there, and right */
+	PACK_CHECKING,
 	PACK_FETCHING,
 	PACK_WAITING, /* failed, will be tried again */
 	PACK_FETCHED,
 	PACK_FAILED,
+	PACK_DAMAGED, /* was there, and wrong */
 };
 
 struct pack_entry {

@@ -86,7 +86,7 @@ void slot_entry_encode(const struct slot_header *h, uint32_t slot, const struct 
 	p = silt_put_le(p, e->pack_len, 4);
 	p = silt_put_le(p, e->valid, 2);
 	*p++ = e->freq;
-	*p++ = e->flags;
+	*p++ = 0;
 	p = silt_put_le(p, slot, 4);
 	p = silt_put_le(p, 0, 4);
 	silt_put_le(p, entry_check(h, out), 4);
@@ -105,7 +105,7 @@ bool slot_entry_decode(const struct slot_header *h, uint32_t slot, const uint8_t
 	e.pack_len = (uint32_t)silt_get_le(&r, 4);
 	e.valid = (uint16_t)silt_get_le(&r, 2);
 	e.freq = (uint8_t)silt_get_le(&r, 1);
-	e.flags = (uint8_t)silt_get_le(&r, 1);
+	silt_get_le(&r, 1);
 	uint32_t number = (uint32_t)silt_get_le(&r, 4);
 	silt_get_le(&r, 4);
 	uint32_t check = (uint32_t)silt_get_le(&r, 4);

@@ -7,7 +7,7 @@
  *
  *	header  "SILTSLOT" | u32 version | u32 slot size | u64 volume id | u64 nonce | u32 slots |
  *	        u32 flags (0) | 16 zero bytes | u64 xxh3 of the 56 bytes before             64 bytes
- *	entry   u64 pack id | u32 piece | u32 pack length | u16 valid | u8 freq | u8 flags |
+ *	entry   u64 pack id | u32 piece | u32 pack length | u16 valid | u8 freq | u8 (any) |
  *	        u32 slot number | u32 zero | u32 check                                      32 bytes
  *
  * `check` is XXH3_64bits over the 28 bytes before, seeded with volume id ^ nonce, folded to 32
@@ -15,6 +15,9 @@
  *never passes for this one's. An entry that does not check, or whose pack id is 0, is a free slot.
  *The nonce is new each time a table is made. Entries don't cross a 4 KiB page, so a power cut tears
  *at most the check, not two entries.
+ *
+ * That the bytes in a slot are right is in no entry: what was true when it was written need not be at
+ * the next mount. The tier remembers what it has checked itself, and only for as long as it is open.
  *
  * The slot size belongs to the table, for as long as the table lives. A slot has 16 chunks whatever
  * its size, one for each bit of `valid`, so that small slots can be filled in steps of 4 KiB. Small
@@ -42,10 +45,6 @@
 #define TABLE_HEADER       4096u
 #define TABLE_ENTRY        32u
 
-enum {
-	SLOT_VERIFIED = 1, /* written from a pack whose every frame had been checked */
-};
-
 struct slot_header {
 	uint32_t version, slot_size, slots;
 	uint64_t volume, nonce;
@@ -56,7 +55,7 @@ struct slot_entry {
 	uint32_t piece; /* which slot-sized part of the pack */
 	uint32_t pack_len;
 	uint16_t valid; /* bit i: chunk i of the slot holds its bytes */
-	uint8_t freq, flags;
+	uint8_t freq;
 };
 
 /* The slot size for a new cache of `bytes`. */

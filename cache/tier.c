@@ -339,7 +339,7 @@ void tier_invalidate(struct tier *t, uint64_t pack, uint32_t off, uint32_t len)
 		if (i != TIER_NIL) {
 			t->slots[i].valid &=
 			        (uint16_t)~tier_chunks(t, in, in + (uint32_t)(end - at));
-			t->slots[i].flags &= (uint8_t)~SLOT_VERIFIED;
+			t->slots[i].checked = false;
 		}
 		silt_unlock(l);
 		if (i != TIER_NIL)
@@ -381,7 +381,7 @@ void tier_look(struct tier *t, uint64_t pack, struct tier_pack *out)
 		for (uint32_t i = TIER_NIL; (i = tier_next_of(t, pack, piece, i)) != TIER_NIL;) {
 			const struct slot *s = &t->slots[i];
 			full += slot_is_full(t, s);
-			verified += slot_is_full(t, s) && (s->flags & SLOT_VERIFIED);
+			verified += slot_is_full(t, s) && s->checked;
 			p.pieces += s->valid != 0;
 			p.pack_len = s->pack_len;
 			groups = (p.pack_len + TIER_GROUP - 1) / TIER_GROUP;
@@ -398,20 +398,29 @@ void tier_look(struct tier *t, uint64_t pack, struct tier_pack *out)
 	*out = p;
 }
 
-void tier_mark_verified(struct tier *t, uint64_t pack)
+/* What is whole of the pack counts as checked, or as not checked. */
+static void set_checked(struct tier *t, uint64_t pack, bool checked)
 {
 	for (uint32_t g = 0; g < GROUPS; g++) {
 		uint32_t piece = group_piece(t, g);
 		struct silt_lock *l = tier_key_lock(t, pack, piece);
 		silt_lock(l);
 		for (uint32_t i = TIER_NIL; (i = tier_next_of(t, pack, piece, i)) != TIER_NIL;) {
-			if (!slot_is_full(t, &t->slots[i]))
-				continue;
-			t->slots[i].flags |= SLOT_VERIFIED;
-			tier_mark_dirty(t, i);
+			struct slot *s = &t->slots[i];
+			s->checked = checked && slot_is_full(t, s);
 		}
 		silt_unlock(l);
 	}
+}
+
+void tier_mark_verified(struct tier *t, uint64_t pack)
+{
+	set_checked(t, pack, true);
+}
+
+void tier_unverify(struct tier *t, uint64_t pack)
+{
+	set_checked(t, pack, false);
 }
 
 uint32_t tier_slot_size(const struct tier *t)
@@ -440,8 +449,7 @@ int tier_each(struct tier *t, int (*each)(void *arg, uint32_t slot, const struct
 			                .piece = s->piece,
 			                .pack_len = s->pack_len,
 			                .valid = s->valid,
-			                .freq = s->freq,
-			                .flags = s->flags };
+			                .freq = s->freq };
 		silt_unlock(l);
 		int rc = each(arg, i, &e);
 		if (rc != 0)

@@ -85,7 +85,7 @@ int tier_read_wait(struct tier *t, uint64_t pack, uint32_t off, uint32_t len, vo
 /* Writes [off, off + len) of a pack of `pack_len` bytes; `off` is a multiple of SLOT_CHUNK_MAX (or
  * at least of this cache's chunk), and so is the end unless it is the pack's. `data` is aligned to
  * TIER_ALIGN and readable up to the next multiple of it. Chunks already here are not written again
- * unless `verified`. `freq` (0 to 3) is how many rounds of eviction the slots will survive unread.
+ * unless `verified`: checked, or made, just now. `freq` (0 to 3) is how many rounds of eviction the slots will survive unread.
  * Returns when the data is written (durable a moment later). -ENOSPC: all slots are in use by reads
  * and writes; -ENODEV; -EIO. */
 int tier_write(struct tier *t, uint64_t pack, uint32_t pack_len, uint32_t off, uint32_t len,
@@ -98,12 +98,20 @@ void tier_drop_pack(struct tier *t, uint64_t pack);
 struct tier_pack {
 	uint32_t pack_len;   /* 0: nothing of it is here */
 	uint32_t pieces;     /* with at least one chunk */
-	bool full, verified; /* all chunks are here; and all came from a checked pack */
+	bool full, verified; /* all chunks are here; and all were checked since tier_open() */
 };
 void tier_look(struct tier *t, uint64_t pack, struct tier_pack *out);
 
-/* Notes that the whole pack, as it is here, was checked. */
+/* Notes that the whole pack, as it is here, was checked; or that it has to be checked again. This is
+ * remembered in memory only: what lay on a disk since an earlier mount may have changed there. */
 void tier_mark_verified(struct tier *t, uint64_t pack);
+void tier_unverify(struct tier *t, uint64_t pack);
+
+/* Looks whether someone cut the data files short or punched holes into them (cheap: sizes only): what
+ * was lost is forgotten, what may be is not verified any more, and the files are made whole again.
+ * -ENODEV: the tier is out of use, or a file was deleted or replaced: what is read and written then
+ * is still right, but lost at the next mount; `err` says so. */
+int tier_check_files(struct tier *t, struct silt_err *err);
 
 /* Bytes of a slot: a pack takes whole slots. */
 uint32_t tier_slot_size(const struct tier *t);

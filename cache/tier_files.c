@@ -100,7 +100,8 @@ int tier_fit(struct tier *t, uint64_t size, double free_ratio, uint64_t *bytes,
 	room -= room / 1024; /* the table, block maps */
 	uint64_t want = size;
 	if (want == 0)
-		want = have / 4 < DEFAULT_SIZE ? have / 4 : DEFAULT_SIZE; /* it is allocated at once */
+		want = have / 4 < DEFAULT_SIZE ? have / 4
+		                               : DEFAULT_SIZE; /* it is allocated at once */
 	uint64_t n = want < room ? want : room;
 	if (n > TIER_MAX_FILES * TIER_FILE_SIZE)
 		n = TIER_MAX_FILES * TIER_FILE_SIZE;
@@ -151,6 +152,14 @@ static int size_data(int fd, uint64_t old, uint64_t size)
 	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
 }
 
+/* How long a data file has to be. */
+static uint64_t file_size(const struct tier *t, unsigned i)
+{
+	uint32_t first = i * t->file_slots;
+	uint32_t n = t->count - first < t->file_slots ? t->count - first : t->file_slots;
+	return (uint64_t)n * t->slot_size;
+}
+
 int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 {
 	unsigned want = (t->count + t->file_slots - 1) / t->file_slots;
@@ -165,8 +174,7 @@ int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 	for (unsigned i = 0; i < want; i++) {
 		struct stat st = { 0 };
 		uint32_t first = i * t->file_slots;
-		uint32_t n = t->count - first < t->file_slots ? t->count - first : t->file_slots;
-		uint64_t size = (uint64_t)n * t->slot_size;
+		uint64_t size = file_size(t, i);
 		file_name(i, name);
 		int fd = open_data(t, name);
 		if (fd < 0)
@@ -184,8 +192,82 @@ int tier_files_open(struct tier *t, uint32_t *sound, struct silt_err *err)
 			                 "cannot reserve %u MiB for %s/%s: %s; free some "
 			                 "space or choose a smaller cache",
 			                 (unsigned)(size >> 20), t->dir, name, strerror(-rc));
+		fstat(fd, &st);
+		t->blocks[i] = (uint64_t)st.st_blocks;
 	}
 	return 0;
+}
+
+/* Forgets the slots of a file from `lost` on; those before have to be checked again. */
+static void forget_slots(struct tier *t, unsigned file, uint32_t lost)
+{
+	uint32_t end =
+	        (file + 1) * t->file_slots < t->count ? (file + 1) * t->file_slots : t->count;
+	for (uint32_t i = file * t->file_slots; i < end; i++) {
+		struct silt_lock *l = tier_slot_lock(t, i);
+		if (!l)
+			continue;
+		t->slots[i].checked = false;
+		if (i >= lost)
+			tier_kill(t, i);
+		silt_unlock(l);
+	}
+}
+
+/* After holes were made in it: whole again, and nothing in it is believed unseen. `save` is held.
+ */
+static void mend_file(struct tier *t, unsigned i, const struct stat *st)
+{
+	uint64_t size = file_size(t, i);
+	uint32_t lost = UINT32_MAX;
+	char name[24];
+	file_name(i, name);
+	silt_warn(t->log,
+	          "cache: someone cut %s/%s (%llu of %llu bytes); what is lost is fetched again",
+	          t->dir, name, (unsigned long long)st->st_size, (unsigned long long)size);
+	if ((uint64_t)st->st_size < size)
+		lost = i * t->file_slots + (uint32_t)(st->st_size / t->slot_size);
+	int rc = size_data(t->fds[i], (uint64_t)st->st_size, size);
+	if (rc < 0)
+		tier_io_error(t, "making a file whole again", rc);
+	forget_slots(t, i, lost);
+}
+
+static int check_file(struct tier *t, unsigned i, struct silt_err *err)
+{
+	struct stat st, named;
+	char name[24];
+	file_name(i, name);
+	if (fstat(t->fds[i], &st) < 0)
+		return silt_fail(err, -errno, "cannot look at %s/%s: %s", t->dir, name,
+		                 strerror(errno));
+	if ((uint64_t)st.st_size < file_size(t, i) || (uint64_t)st.st_blocks < t->blocks[i]) {
+		mend_file(t, i, &st);
+		fstat(t->fds[i], &st);
+		t->blocks[i] = (uint64_t)st.st_blocks;
+	}
+	if (fstatat(t->dirfd, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    named.st_dev == st.st_dev && named.st_ino == st.st_ino)
+		return 0;
+	return silt_fail(err, -ENODEV,
+	                 "%s/%s was deleted or replaced under the mount; unmount and mount again",
+	                 t->dir, name);
+}
+
+int tier_check_files(struct tier *t, struct silt_err *err)
+{
+	int rc = 0;
+	silt_lock(&t->save);
+	for (unsigned i = 0; i < t->files && rc == 0; i++)
+		rc = check_file(t, i, err);
+	silt_unlock(&t->save);
+	if (rc == 0 && atomic_load(&t->out))
+		rc = silt_fail(
+		        err, -ENODEV,
+		        "the SSD cache in %s is out of use after errors of its disk; check the "
+		        "disk and mount again",
+		        t->dir);
+	return rc;
 }
 
 void tier_files_close(struct tier *t)
@@ -214,6 +296,12 @@ void tier_io_error(struct tier *t, const char *what, int err)
 		           n, t->dir);
 }
 
+void tier_cut_short(struct tier *t)
+{
+	silt_count(t->metrics, M_SSD_ERRORS, 1);
+	atomic_store(&t->cut, true);
+}
+
 int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint32_t len)
 {
 	off_t off = (off_t)(tier_slot_offset(t, slot) + at);
@@ -221,8 +309,12 @@ int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint3
 		ssize_t n = pread(tier_slot_fd(t, slot), (char *)buf + got, len - got, off + got);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0) {
-			int err = n < 0 ? -errno : -EIO;
+		if (n == 0) {
+			tier_cut_short(t);
+			return -EIO;
+		}
+		if (n < 0) {
+			int err = -errno;
 			tier_io_error(t, "a read", err);
 			return err;
 		}

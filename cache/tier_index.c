@@ -93,7 +93,6 @@ void tier_index_load(struct tier *t, uint32_t sound)
 		}
 		s->valid = e.valid;
 		s->freq = e.freq;
-		s->flags = e.flags;
 		link_slot(t, i, e.pack, e.piece, e.pack_len);
 	}
 	slot_table_loaded(&t->table);
@@ -218,7 +217,7 @@ static uint32_t pin_or_link(struct tier *t, const struct slot_use *use, uint32_t
 	if (i == TIER_NIL && spare != TIER_NIL) {
 		struct slot *s = &t->slots[spare];
 		s->valid = 0;
-		s->flags = 0;
+		s->checked = false;
 		s->freq = use->freq;
 		s->pins = 0;
 		link_slot(t, spare, use->pack, piece, use->pack_len);
@@ -282,10 +281,8 @@ void tier_set_valid(struct tier *t, uint32_t i, uint16_t bits, bool verified)
 	bool used = s->state == SLOT_USED;
 	if (used) {
 		s->valid |= bits;
-		if (verified && bits == slot_full_mask(t->slot_size, s->pack_len, s->piece))
-			s->flags |= SLOT_VERIFIED;
-		else
-			s->flags &= (uint8_t)~SLOT_VERIFIED;
+		s->checked =
+		        verified && bits == slot_full_mask(t->slot_size, s->pack_len, s->piece);
 	}
 	silt_unlock(l);
 	if (used)

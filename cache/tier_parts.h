@@ -36,7 +36,8 @@ struct slot {
 	uint32_t piece, pack_len;
 	uint32_t next; /* in its chain */
 	uint16_t valid;
-	uint8_t freq, flags;
+	uint8_t freq;
+	bool checked; /* its bytes, since the tier was opened */
 	uint32_t pins;
 	uint8_t state;
 };
@@ -50,6 +51,7 @@ struct tier {
 	char *dir;
 	int dirfd, lockfd;
 	int fds[TIER_MAX_FILES];
+	uint64_t blocks[TIER_MAX_FILES]; /* of 512 bytes that each has on the disk; under `save` */
 	unsigned files;
 	bool direct;
 
@@ -85,6 +87,7 @@ struct tier {
 
 	atomic_uint errors;
 	atomic_bool out; /* of use */
+	atomic_bool cut; /* a read found the end of a data file: the saver looks at the files */
 
 	struct tier_ring *rings[TIER_MAX_RINGS];
 	unsigned nrings;
@@ -108,6 +111,9 @@ void tier_files_close(struct tier *t);
 int tier_slot_pread(struct tier *t, uint32_t slot, uint32_t at, void *buf, uint32_t len);
 int tier_slot_pwrite(struct tier *t, uint32_t slot, uint32_t at, const void *buf, uint32_t len);
 void tier_io_error(struct tier *t, const char *what, int err);
+
+/* A read found less than it should: no fault of the disk, someone cut the file. */
+void tier_cut_short(struct tier *t);
 
 static inline int tier_slot_fd(const struct tier *t, uint32_t slot)
 {

@@ -189,7 +189,9 @@ static void on_cqe(struct tier_ring *r, const struct io_uring_cqe *cqe)
 	unsigned seg = data & SEG_MASK;
 	if (cqe->res != (int)io->len[seg]) {
 		io->err = cqe->res < 0 ? cqe->res : -EIO;
-		if (io->err != -EAGAIN && io->err != -EINTR)
+		if (cqe->res >= 0)
+			tier_cut_short(r->tier);
+		else if (io->err != -EAGAIN && io->err != -EINTR)
 			tier_io_error(r->tier, "a read", io->err);
 	}
 	if (--io->left > 0)

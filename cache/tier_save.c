@@ -120,8 +120,7 @@ static bool snapshot(struct tier *t, uint32_t i, struct slot_entry *e)
 		                  .piece = s->piece,
 		                  .pack_len = s->pack_len,
 		                  .valid = s->valid,
-		                  .freq = s->freq,
-		                  .flags = s->flags };
+		                  .freq = s->freq };
 	silt_unlock(l);
 	return true;
 }
@@ -213,6 +212,9 @@ void *tier_saver(void *arg)
 			;
 		last = t->stop;
 		silt_unlock(&t->wake);
+		struct silt_err err;
+		if (atomic_exchange(&t->cut, false))
+			tier_check_files(t, &err);
 		if (!atomic_load(&t->out))
 			tier_save(t);
 		silt_lock(&t->wake);

@@ -9,9 +9,14 @@
  * Fetch: begins while the walk goes on, but until the end of the walk only with what fits into free
  * space: a run that is going to be refused evicts nothing.
  *
+ * Check: a pack that lies on the SSD since an earlier mount is read back first, every frame of it,
+ * and fetched only if it is damaged. The cache remembers for as long as it is mounted what was
+ * checked, so this is done once.
+ *
  * Verify: at the end every pack of the set is looked up once more: one that was evicted meanwhile
- * counts as missing, whatever its fetch said. If any is not whole on the SSD, the trees are walked
- * again to count and name the files that need it.
+ * counts as missing, whatever its fetch said; one that someone made doubtful meanwhile (another
+ * warmup that verifies all, a data file that was cut) is checked again. If any is not whole and
+ * right on the SSD, the trees are walked again to count and name the files that need it.
  *
  * A pack whose fetch fails is tried again up to MAX_TRIES times with growing pauses.
  *
@@ -35,11 +40,13 @@
 #define RETRY_FIRST_NS    500000000u
 #define DEFAULT_MISSING   100
 #define MAX_REFUSED_PACKS 8 /* -ENOSPC answers after which fetching ends */
+#define MORE_ROUNDS       3 /* over packs that became doubtful meanwhile */
 
-/* One fetch under way. */
+/* One fetch, or check, under way. */
 struct fetch {
 	struct warmup *run;
 	size_t place; /* in the set */
+	bool check;
 	uint64_t bytes;
 	int err;
 	struct fetch *next;
@@ -62,6 +69,7 @@ struct warmup {
 	uint64_t total, free_space, needed; /* bytes of SSD */
 	uint32_t slot_size;
 	bool no_memory;
+	bool ending; /* nothing new is begun */
 	/* fetching */
 	struct fetch *fetches, *idle; /* all of them; those not in use */
 	struct fetch *done;           /* under wake.lock */
@@ -75,6 +83,11 @@ struct warmup {
 static int fail(struct warmup *r, int code, const char *text)
 {
 	return silt_fail(&r->result->err, code, "%s", text);
+}
+
+static bool cancelled(const struct warmup *r)
+{
+	return r->cfg->cancel && atomic_load(r->cfg->cancel);
 }
 
 /* --- Resolving -----------------------------------------------------------------------------------
@@ -107,7 +120,29 @@ static void pack_reaches(struct warmup *r, struct pack_entry *p, uint64_t end)
 	p->end = (uint32_t)end;
 }
 
-static bool on_extent(void *arg, const struct silt_extent *e)
+/* Where a pack that is seen for the first time stands. */
+static void classify(struct warmup *r, struct pack_entry *p)
+{
+	struct cache *c = r->cfg->cache;
+	if (r->cfg->drop)
+		return;
+	enum cache_pack_state state = cache_pack_state(c, p->pack);
+	if (state != CACHE_PACK_ABSENT)
+		pack_reaches(r, p, cache_pack_length(c, p->pack));
+	if (state == CACHE_PACK_FULL && r->cfg->verify) {
+		cache_uncheck_pack(c, p->pack);
+		state = CACHE_PACK_UNCHECKED;
+	}
+	if (state == CACHE_PACK_UNCHECKED)
+		p->want = PACK_UNCHECKED;
+	if (state != CACHE_PACK_FULL)
+		return;
+	p->want = PACK_CACHED;
+	r->p.packs_cached++;
+	r->p.packs_done++;
+}
+
+static const char *on_extent(void *arg, const struct silt_extent *e)
 {
 	struct warmup *r = arg;
 	uint64_t end = (uint64_t)e->pack_off + e->stored + PACK_TRAILER;
@@ -116,22 +151,14 @@ static bool on_extent(void *arg, const struct silt_extent *e)
 
 	if (!p) {
 		r->no_memory = true;
-		return true;
+		return NULL;
 	}
 	if (added) {
-		enum cache_pack_state state =
-		        r->cfg->drop ? CACHE_PACK_ABSENT : cache_pack_state(r->cfg->cache, e->pack);
 		r->p.packs++;
-		if (state != CACHE_PACK_ABSENT)
-			pack_reaches(r, p, cache_pack_length(r->cfg->cache, e->pack));
-		if (state == CACHE_PACK_FULL) {
-			p->want = PACK_CACHED;
-			r->p.packs_cached++;
-			r->p.packs_done++;
-		}
+		classify(r, p);
 	}
 	pack_reaches(r, p, end);
-	return true;
+	return NULL;
 }
 
 /* While resolving: something that can't be read is missing whatever the packs say. The second walk
@@ -167,17 +194,33 @@ static void on_fetched(void *arg, int err)
 	silt_unlock(&wake->lock);
 }
 
-static void start_fetch(struct warmup *r, size_t place)
+static struct fetch *take_idle(struct warmup *r, size_t place, bool check)
 {
 	struct fetch *f = r->idle;
 
 	r->idle = f->next;
 	f->place = place;
+	f->check = check;
 	f->bytes = 0;
 	r->in_flight++;
+	return f;
+}
+
+static void start_fetch(struct warmup *r, size_t place)
+{
+	struct fetch *f = take_idle(r, place, false);
+
 	r->set.v[place].want = PACK_FETCHING;
 	r->set.v[place].tries++;
 	cache_fetch_pack(r->cfg->cache, r->set.v[place].pack, &f->bytes, on_fetched, f);
+}
+
+static void start_check(struct warmup *r, size_t place)
+{
+	struct fetch *f = take_idle(r, place, true);
+
+	r->set.v[place].want = PACK_CHECKING;
+	cache_check_pack(r->cfg->cache, r->set.v[place].pack, &f->bytes, on_fetched, f);
 }
 
 static void retry_later(struct warmup *r, size_t place)
@@ -198,6 +241,26 @@ static void retry_later(struct warmup *r, size_t place)
 		.place = place,
 		.due_ns = silt_now_ns() + ((uint64_t)RETRY_FIRST_NS << (2 * (p->tries - 1))),
 	};
+}
+
+static void check_ended(struct warmup *r, struct fetch *f)
+{
+	struct pack_entry *p = &r->set.v[f->place];
+
+	if (f->err == 0) {
+		p->want = PACK_CACHED;
+		r->p.packs_done++;
+		r->p.packs_cached++;
+		r->p.checked_packs++;
+		r->p.checked_bytes += f->bytes;
+		return;
+	}
+	bool damaged = f->err == -EBADMSG || f->err == -EIO; /* else it was evicted */
+	r->p.damaged_packs += damaged;
+	if (!r->cfg->check)
+		p->want = PACK_WANTED; /* handle_ended() fetches it */
+	else
+		p->want = damaged ? PACK_DAMAGED : PACK_FAILED;
 }
 
 static void fetch_ended(struct warmup *r, struct fetch *f)
@@ -232,9 +295,14 @@ static void handle_fetched(struct warmup *r)
 		struct fetch *f = list;
 		list = f->next;
 		r->in_flight--;
-		fetch_ended(r, f);
+		if (f->check)
+			check_ended(r, f);
+		else
+			fetch_ended(r, f);
 		f->next = r->idle;
 		r->idle = f;
+		if (f->check && r->set.v[f->place].want == PACK_WANTED && !r->ending)
+			start_fetch(r, f->place);
 	}
 }
 
@@ -252,7 +320,23 @@ static void start_due_retries(struct warmup *r)
 	}
 }
 
-/* Fetches what may be fetched now. Returns whether there is more to come. */
+/* Starts what a pack needs. False: it may not be fetched yet. */
+static bool start_next(struct warmup *r, size_t place, bool allowed)
+{
+	struct pack_entry *p = &r->set.v[place];
+
+	if (p->want == PACK_UNCHECKED)
+		start_check(r, place);
+	else if (p->want == PACK_WANTED && r->cfg->check)
+		p->want = PACK_FAILED;
+	else if (p->want == PACK_WANTED && !allowed)
+		return false;
+	else if (p->want == PACK_WANTED)
+		start_fetch(r, place);
+	return true;
+}
+
+/* Checks and fetches what may be now. Returns whether there is more to come. */
 static bool fetch_pump(struct warmup *r)
 {
 	handle_fetched(r);
@@ -263,11 +347,8 @@ static bool fetch_pump(struct warmup *r)
 		r->n_retries = 0;
 	else
 		start_due_retries(r);
-	while (allowed && !give_up && r->idle && r->next < r->set.n) {
-		size_t place = r->next++;
-		if (r->set.v[place].want == PACK_WANTED)
-			start_fetch(r, place);
-	}
+	while (!give_up && r->idle && r->next < r->set.n && start_next(r, r->next, allowed))
+		r->next++;
 	return r->in_flight || r->n_retries || (!give_up && r->next < r->set.n);
 }
 
@@ -290,6 +371,7 @@ static int prepare_fetches(struct warmup *r)
 /* Callbacks hold pointers into the run: let them come. */
 static void wait_for_fetches(struct warmup *r)
 {
+	r->ending = true;
 	handle_fetched(r);
 	while (r->in_flight) {
 		silt_lock(&r->wake.lock);
@@ -312,11 +394,6 @@ static void report(struct warmup *r, bool now)
 	r->p.seconds = (double)(t - r->begun_ns) / 1e9;
 	if (r->cfg->progress)
 		r->cfg->progress(r->cfg->arg, &r->p);
-}
-
-static bool cancelled(const struct warmup *r)
-{
-	return r->cfg->cancel && atomic_load(r->cfg->cancel);
 }
 
 /* Sleeps until a reply came since `seen`, or it is time to report. */
@@ -357,18 +434,19 @@ static int judge_turn(struct warmup *r, int walking)
 	return walking;
 }
 
-/* Walks and, if `fetch`, fetches, until both have nothing left. */
-static int run_loop(struct warmup *r, bool fetch)
+/* Walks, checks and fetches, until nothing is left of these. */
+static int run_loop(struct warmup *r)
 {
+	bool work = !r->cfg->drop;
 	for (;;) {
 		uint64_t seen = events_seen(r);
 		int walking = r->p.resolved ? 0 : walk_pump(r->walk, &r->result->err);
 		if ((walking = judge_turn(r, walking)) < 0)
 			return walking;
-		if (fetch && r->needed > r->total)
+		if (work && !r->cfg->check && r->needed > r->total)
 			return refuse_too_big(r);
 		r->p.resolved = !walking;
-		bool fetching = fetch && fetch_pump(r);
+		bool fetching = work && fetch_pump(r);
 		if (!walking && !fetching)
 			return 0;
 		report(r, false);
@@ -378,12 +456,42 @@ static int run_loop(struct warmup *r, bool fetch)
 
 /* --- Verifying and naming --------------------------------------------------------------- */
 
-static bool is_full(struct warmup *r, uint64_t pack)
+/* What is wrong with a pack, or NULL. */
+static const char *lack_of(struct warmup *r, uint64_t pack)
 {
 	const struct pack_entry *p = pack_set_find(&r->set, pack);
-	if (p)
-		return p->want == PACK_CACHED;
-	return cache_pack_state(r->cfg->cache, pack) == CACHE_PACK_FULL;
+	if (p && p->want == PACK_DAMAGED)
+		return "damaged on the SSD";
+	bool full = p ? p->want == PACK_CACHED
+	              : cache_pack_state(r->cfg->cache, pack) == CACHE_PACK_FULL;
+	return full ? NULL : "not cached";
+}
+
+/* Lines the packs up that are on the SSD, but not known to be right any more. */
+static bool line_up_doubtful(struct warmup *r)
+{
+	bool any = false;
+	for (size_t i = 0; i < r->set.n; i++) {
+		struct pack_entry *p = &r->set.v[i];
+		if (p->want != PACK_CACHED && p->want != PACK_FETCHED)
+			continue;
+		if (cache_pack_state(r->cfg->cache, p->pack) != CACHE_PACK_UNCHECKED)
+			continue;
+		p->want = PACK_UNCHECKED;
+		r->p.packs_done--;
+		any = true;
+	}
+	r->next = 0;
+	return any;
+}
+
+/* After all was done: is it still so? */
+static int settle(struct warmup *r)
+{
+	int rc = cache_check_files(r->cfg->cache, &r->result->err);
+	for (unsigned i = 0; rc == 0 && i < MORE_ROUNDS && line_up_doubtful(r); i++)
+		rc = run_loop(r);
+	return rc;
 }
 
 /* Looks every pack up once more; returns how many are not whole on the SSD. */
@@ -394,7 +502,10 @@ static size_t verify_packs(struct warmup *r)
 	for (size_t i = 0; i < r->set.n; i++) {
 		struct pack_entry *p = &r->set.v[i];
 		bool full = cache_pack_state(r->cfg->cache, p->pack) == CACHE_PACK_FULL;
-		p->want = full ? PACK_CACHED : PACK_FAILED;
+		if (full)
+			p->want = PACK_CACHED;
+		else if (p->want != PACK_DAMAGED)
+			p->want = PACK_FAILED;
 		missing += !full;
 		r->p.packs_done += full;
 	}
@@ -409,9 +520,9 @@ static void skip_file(void *arg, uint64_t size)
 {
 }
 
-static bool extent_is_cached(void *arg, const struct silt_extent *e)
+static const char *lack_of_extent(void *arg, const struct silt_extent *e)
 {
-	return is_full(arg, e->pack);
+	return lack_of(arg, e->pack);
 }
 
 static void note_missing(void *arg, size_t root, const char *path, const char *why)
@@ -439,7 +550,7 @@ static void note_missing(void *arg, size_t root, const char *path, const char *w
 static const struct walk_ops name_ops = {
 	.dir = skip_dir,
 	.file = skip_file,
-	.extent = extent_is_cached,
+	.extent = lack_of_extent,
 	.missing = note_missing,
 	.paths = true,
 };
@@ -476,7 +587,6 @@ static int drop_packs(struct warmup *r)
 
 static int run(struct warmup *r)
 {
-	bool fetch = !r->cfg->check && !r->cfg->drop;
 	uint64_t used = 0;
 	int rc;
 
@@ -486,16 +596,20 @@ static int run(struct warmup *r)
 		return fail(r, -ENODEV,
 		            "this mount has no cache directory; mount with "
 		            "-o cache-dir=DIR");
+	if (!r->cfg->drop && (rc = cache_check_files(r->cfg->cache, &r->result->err)) < 0)
+		return rc;
 	r->free_space = r->total > used ? r->total - used : 0;
 	r->walk = walk_new(r->cfg->meta, r->cfg->roots, r->cfg->n_roots, &resolve_ops, r, &r->wake);
 	if (!r->walk)
 		return fail(r, -ENOMEM, "out of memory");
-	if (fetch && (rc = prepare_fetches(r)) < 0)
+	if (!r->cfg->drop && (rc = prepare_fetches(r)) < 0)
 		return rc;
-	if ((rc = run_loop(r, fetch)) < 0)
+	if ((rc = run_loop(r)) < 0)
 		return rc;
 	if (r->cfg->drop)
 		return drop_packs(r);
+	if ((rc = settle(r)) < 0)
+		return rc;
 	if (r->refused && r->p.fetched_packs == 0)
 		return fail(r, -ENOSPC,
 		            "the cache has no room for these packs; mount with a larger "

@@ -1,5 +1,5 @@
-/* Warmup: resolve trees to the set of packs their files are in, subtract what is on the SSD, fetch the
- * rest with many GETs, verify, and say the truth about it.
+/* Warmup: resolve trees to the set of packs their files are in, read back what is on the SSD since an
+ * earlier mount, fetch what is missing or damaged with many GETs, and say the truth about it.
  *
  * Directories are read by page with attributes (many pages in flight), inline extents come with
  * them, external ones some windows at a time. Memory: the set of packs and a bounded number of pages, not the
@@ -19,6 +19,8 @@ struct warmup_progress {
 	uint64_t packs, packs_done, packs_cached; /* wanted, on the SSD now, of these already before */
 	uint64_t fetched_bytes;		/* of packs, by this run */
 	uint64_t fetched_packs, failed_packs;
+	uint64_t checked_bytes;		/* of packs on the SSD, read back by this run */
+	uint64_t checked_packs, damaged_packs; /* found right; found wrong */
 	uint64_t missing_files; /* final result: files not fully on the SSD */
 	double seconds;
 	bool resolved;
@@ -30,7 +32,8 @@ struct warmup_config {
 	struct silt_log *log;
 	const silt_ino *roots;
 	size_t n_roots;
-	bool check;	     /* fetch nothing, only say what is missing */
+	bool check;	     /* fetch nothing, only say what is missing or damaged */
+	bool verify;	     /* read back all, also what this mount has checked before */
 	bool drop;	     /* drop the packs instead */
 	unsigned max_missing; /* names kept; 0: 100 */
 	atomic_bool *cancel;  /* set by the caller to end early (-ECANCELED); may be NULL */
@@ -48,7 +51,7 @@ struct warmup_result {
 };
 
 /* Runs on the calling thread until all is done. Returns 0 when everything asked for is verified on the
- * SSD (with `check`: is there), 1 when something is missing, or a negative errno (bad root, -ENOSPC:
+ * SSD (with `check`: already was), 1 when something is missing, or a negative errno (bad root, -ENOSPC:
  * does not fit, -ENODEV: no cache directory). */
 int warmup_run(const struct warmup_config *cfg, struct warmup_result *out);
 void warmup_result_free(struct warmup_result *r);

@@ -34,7 +34,7 @@ struct item {
 	uint8_t *logs;
 	size_t logs_len;
 	uint64_t go_on; /* of the windows */
-	char path[];   /* below the root; "" when paths are not wanted */
+	char path[];    /* below the root; "" when paths are not wanted */
 };
 
 struct walk {
@@ -144,6 +144,7 @@ static void show_file(struct walk *w, const struct item *dir, const char *name, 
 {
 	const struct silt_extent *e = &inode->extent;
 	uint64_t size = inode->attr.size;
+	const char *why;
 	struct item *it;
 
 	w->ops->file(w->arg, size);
@@ -151,10 +152,10 @@ static void show_file(struct walk *w, const struct item *dir, const char *name, 
 		return;
 	if (inode->map == SILT_MAP_INLINE) {
 		if (e->pack == 0 || (e->flags & EXTENT_HOLE) || e->off >= size ||
-		    w->ops->extent(w->arg, e))
+		    !(why = w->ops->extent(w->arg, e)))
 			return;
 		if ((it = item_new(w, ITEM_WINDOWS, inode->attr.ino, dir, name, len))) {
-			tell_missing(w, it, "not cached");
+			tell_missing(w, it, why);
 			item_free(it);
 		}
 		return;
@@ -216,21 +217,20 @@ static void handle_page(struct walk *w, struct item *it)
 		item_free(it);
 }
 
-/* Shows the extents of one window. False: the owner wants no more; -EINVAL in *err: it is damaged.
- */
-static bool show_window(struct walk *w, const struct extent_log *log, uint64_t size, int *err)
+/* Shows the extents of one window. Returns what is wrong with the file, or NULL. */
+static const char *show_window(struct walk *w, const struct extent_log *log, uint64_t size)
 {
 	struct extent_map map;
-	bool more = true;
+	const char *why = NULL;
 
 	extent_map_init(&map);
-	*err = extent_map_add_log(&map, log->log, log->len);
+	int rc = extent_map_add_log(&map, log->log, log->len);
 	extent_map_truncate(&map, size);
-	for (size_t i = 0; *err == 0 && more && i < map.n; i++)
+	for (size_t i = 0; rc == 0 && !why && i < map.n; i++)
 		if (map.v[i].pack)
-			more = w->ops->extent(w->arg, &map.v[i]);
+			why = w->ops->extent(w->arg, &map.v[i]);
 	extent_map_free(&map);
-	return more;
+	return rc < 0 ? "its extents are damaged" : why;
 }
 
 static void handle_windows(struct walk *w, struct item *it)
@@ -238,17 +238,14 @@ static void handle_windows(struct walk *w, struct item *it)
 	SILT_FREE uint8_t *logs = silt_steal(it->logs);
 	const uint8_t *p = logs;
 	struct extent_log log;
-	bool more = true;
-	int rc = 0;
+	const char *why = NULL;
 
-	while (rc == 0 && more && extent_logs_next(&p, &it->logs_len, &log))
-		more = show_window(w, &log, it->size, &rc);
-	if (rc < 0)
-		tell_missing(w, it, "its extents are damaged");
-	else if (!more)
-		tell_missing(w, it, "not cached");
+	while (!why && extent_logs_next(&p, &it->logs_len, &log))
+		why = show_window(w, &log, it->size);
+	if (why)
+		tell_missing(w, it, why);
 	it->at = it->go_on;
-	if (rc < 0 || !more || it->go_on == 0)
+	if (why || it->go_on == 0)
 		item_free(it);
 	else
 		push(w, it);

@@ -25,9 +25,9 @@ struct wake {
 struct walk_ops {
 	void (*dir)(void *arg);
 	void (*file)(void *arg, uint64_t size);
-	/* An extent (no hole) of the file being shown. False: nothing more is wanted of this file,
-	 * it goes to `missing` with the reason "not cached". */
-	bool (*extent)(void *arg, const struct silt_extent *e);
+	/* An extent (no hole) of the file being shown. A reason: nothing more is wanted of this
+	 * file, it goes to `missing` with that; else NULL. */
+	const char *(*extent)(void *arg, const struct silt_extent *e);
 	/* `path` is below root number `root` ("" for the root itself), NULL unless `paths`. Also
 	 * called for what could not be read. */
 	void (*missing)(void *arg, size_t root, const char *path, const char *why);

@@ -5,7 +5,8 @@
  *	{"cmd":"status"}		volume, store, cache, "counters" (silt_metrics by name), "fuse" and
  *					"redis" (counters by kind); "sessions":true adds the sessions
  *					(one call to Redis)
- *	{"cmd":"warmup","inodes":[N,...],"check":bool}	lines {"progress":{...}}, then {"result":{...},
+ *	{"cmd":"warmup","inodes":[N,...],"check":bool,"verify":bool}
+ *					lines {"progress":{...}}, then {"result":{...},
  *					"missing":[{"root":I,"path":"..."},...],"status":0|1|-errno};
  *					hanging up cancels it
  *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache; replies as warmup

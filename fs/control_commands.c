@@ -158,6 +158,9 @@ static struct json_object *progress_json(const struct warmup_progress *p)
 	add_number(o, "fetched_packs", p->fetched_packs);
 	add_number(o, "fetched_bytes", p->fetched_bytes);
 	add_number(o, "failed_packs", p->failed_packs);
+	add_number(o, "checked_packs", p->checked_packs);
+	add_number(o, "checked_bytes", p->checked_bytes);
+	add_number(o, "damaged_packs", p->damaged_packs);
 	add_number(o, "missing_files", p->missing_files);
 	json_object_object_add(o, "seconds", json_object_new_double(p->seconds));
 	json_object_object_add(o, "resolved", json_object_new_boolean(p->resolved));
@@ -197,14 +200,17 @@ static void run_warmup(struct client *cl, struct json_object *request, bool drop
 
 	if (!roots)
 		return;
+	bool check = json_object_object_get_ex(request, "check", &f) && json_object_get_boolean(f);
+	bool verify =
+	        json_object_object_get_ex(request, "verify", &f) && json_object_get_boolean(f);
 	struct warmup_config wc = {
 		.meta = cfg->meta,
 		.cache = cfg->cache,
 		.log = cfg->log,
 		.roots = roots,
 		.n_roots = n,
-		.check = json_object_object_get_ex(request, "check", &f) &&
-		         json_object_get_boolean(f),
+		.check = check,
+		.verify = verify,
 		.drop = drop,
 		.cancel = &cl->cancel,
 		.progress = on_progress,
@@ -277,7 +283,7 @@ static void cmd_slots(struct client *cl, struct json_object *request)
 static void add_extents(struct client *cl, struct json_object *list, const struct silt_extent *v,
                         size_t n)
 {
-	static const char *const states[] = { "absent", "partial", "full" };
+	static const char *const states[] = { "absent", "partial", "unchecked", "full" };
 	struct cache *cache = control_config_of(cl->control)->cache;
 
 	for (size_t i = 0; i < n; i++) {

@@ -119,7 +119,7 @@ static void test_fetch_pack(void **state)
 		check_small(f, i, true);
 	assert_int_equal(metric(f, M_STORE_GETS), gets);
 	reopen(f, 16, 0);
-	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_UNCHECKED);
 	fetch_drop_pack(f->fetch, 10);
 	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_ABSENT);
 	check_small(f, 0, true);
@@ -193,7 +193,7 @@ static void test_hot_pack_comes_whole(void **state)
 	for (unsigned i = 0; i < FILES; i += 100)
 		check_small(f, i, true);
 	reopen(f, 80, 0);
-	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_UNCHECKED);
 }
 
 /* A reader that comes while the pack is fetched ahead of it waits for that. Of a compressed pack it
@@ -299,7 +299,7 @@ static void test_prefetch_and_insert(void **state)
 	open_cache(f, 32, 0);
 	fetch_prefetch(f->fetch, 5, &e);
 	reopen(f, 32, 0);
-	assert_int_equal(fetch_pack_state(f->fetch, 20), CACHE_PACK_FULL);
+	assert_int_equal(fetch_pack_state(f->fetch, 20), CACHE_PACK_UNCHECKED);
 
 	/* what was just written here is on the SSD without a GET */
 	const struct iovec *iov;

@@ -131,10 +131,72 @@ static void test_damaged_ssd_is_healed(void **state)
 	check_small(f, 7, true); /* written anew */
 	assert_int_equal(metric(f, M_SSD_BAD), 1);
 	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
-	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_PARTIAL);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_UNCHECKED);
 	assert_int_equal(get_pack(f, 10, NULL), 0); /* read back and verified, not fetched */
 	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
 	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+}
+
+static int check_pack(struct fixture *f, uint64_t pack)
+{
+	struct wait w;
+	wait_init(&w);
+	fetch_check_pack(f->fetch, pack, NULL, on_done, &w);
+	return wait_end(&w);
+}
+
+/* What lies on the SSD since an earlier mount is believed only after it was read back, and then for
+ * as long as the mount lives. */
+static void test_checked_once_a_mount(void **state)
+{
+	struct fixture *f = *state;
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	assert_int_equal(check_pack(f, 10), -ENOENT);
+	assert_int_equal(get_pack(f, 10, NULL), 0);
+	uint64_t gets = metric(f, M_STORE_GETS), read = metric(f, M_SSD_READ_BYTES);
+	assert_int_equal(check_pack(f, 10), 0);
+	assert_int_equal(metric(f, M_SSD_READ_BYTES), read); /* written by this mount */
+	reopen(f, 16, 0);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_UNCHECKED);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(check_pack(f, 10), 0);
+		assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+		assert_in_range(metric(f, M_SSD_READ_BYTES) - read, FILES * SMALL,
+		                2 * FILES * SMALL - 1);
+	}
+	flip_on_ssd(f, 10, f->small[7].pack_off + 1000);
+	assert_int_equal(check_pack(f, 10), 0); /* not looked at again, unless asked */
+	tier_unverify(f->tier, 10);
+	assert_int_equal(check_pack(f, 10), -EBADMSG);
+	assert_int_equal(metric(f, M_SSD_BAD), 1);
+	assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_ABSENT);
+	assert_int_equal(metric(f, M_STORE_GETS), gets);
+	assert_int_equal(get_pack(f, 10, NULL), 0);
+	assert_int_equal(metric(f, M_STORE_GETS), gets + 1);
+}
+
+/* Who wants the pack fetched gets it, though a check of it is under way and fails. */
+static void test_fetch_joins_a_check(void **state)
+{
+	struct fixture *f = *state;
+	struct wait check, fetch;
+	open_cache(f, 16, 0);
+	make_small(f, 10, 0);
+	assert_int_equal(get_pack(f, 10, NULL), 0);
+	for (unsigned i = 0; i < 20; i++) {
+		flip_on_ssd(f, 10, f->small[7].pack_off + 1000);
+		tier_unverify(f->tier, 10);
+		wait_init(&check);
+		wait_init(&fetch);
+		fetch_check_pack(f->fetch, 10, NULL, on_done, &check);
+		fetch_pack(f->fetch, 10, NULL, on_done, &fetch);
+		check_small(f, 7, true);
+		int rc = wait_end(&check);
+		assert_true(rc == -EBADMSG || rc == -ENOENT);
+		assert_int_equal(wait_end(&fetch), 0);
+		assert_int_equal(fetch_pack_state(f->fetch, 10), CACHE_PACK_FULL);
+	}
 }
 
 /* The index of a compressed run is damaged on the SSD. */
@@ -165,6 +227,8 @@ int main(void)
 		CASE(test_wrong_owner),
 		CASE(test_damaged_ssd_is_healed),
 		CASE(test_damaged_index_is_healed),
+		CASE(test_checked_once_a_mount),
+		CASE(test_fetch_joins_a_check),
 	};
 	return RUN_WITH_SLOT_SIZES(tests);
 }

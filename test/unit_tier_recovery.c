@@ -90,6 +90,84 @@ static void test_lost_data_file(void **state)
 		assert_int_equal(put(f->tier, pack, MIB, 0, MIB), 0);
 }
 
+static bool verified(struct fixture *f, uint64_t pack)
+{
+	struct tier_pack p;
+	tier_look(f->tier, pack, &p);
+	assert_true(p.full || !p.verified);
+	return p.verified;
+}
+
+/* What was checked is remembered by the mount that did it, not on the disk. */
+static void test_nothing_is_believed_after_a_restart(void **state)
+{
+	struct fixture *f = *state;
+	struct tier_pack p;
+	open_tier(f, 8);
+	assert_int_equal(put(f->tier, 1, MIB, 0, MIB), 0);
+	tier_mark_verified(f->tier, 1);
+	assert_true(verified(f, 1));
+	close_tier(f);
+	open_tier(f, 8);
+	tier_look(f->tier, 1, &p);
+	assert_true(p.full && !p.verified);
+	tier_mark_verified(f->tier, 1);
+	assert_true(verified(f, 1));
+	tier_unverify(f->tier, 1);
+	assert_false(verified(f, 1));
+}
+
+/* Under the open tier. */
+static void test_data_file_is_cut(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_err err = { 0 };
+	char path[128], moved[128];
+	uint8_t buf[16];
+	unsigned there = 0;
+	struct stat st;
+	open_tier(f, 8);
+	for (uint64_t pack = 1; pack <= 8; pack++) {
+		assert_int_equal(put(f->tier, pack, MIB, 0, MIB), 0);
+		tier_mark_verified(f->tier, pack);
+	}
+	assert_int_equal(tier_check_files(f->tier, &err), 0);
+	for (uint64_t pack = 1; pack <= 8; pack++)
+		assert_true(verified(f, pack));
+	snprintf(path, sizeof(path), "%s/slots.000", f->dir);
+	assert_int_equal(truncate(path, 3 * MIB), 0);
+	/* A read past the end is no fault of the disk, however many there are. */
+	for (unsigned i = 0; i < 20; i++)
+		for (uint64_t pack = 1; pack <= 8; pack++)
+			assert_int_not_equal(get(f->tier, pack, 0, 16, buf), -ENODEV);
+	assert_int_equal(tier_check_files(f->tier, &err), 0);
+	for (uint64_t pack = 1; pack <= 8; pack++) {
+		assert_false(verified(f, pack));
+		there += get(f->tier, pack, 0, 16, buf) == 0;
+	}
+	assert_int_equal(there, 3);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_size, 8 * MIB);
+	for (uint64_t pack = 11; pack <= 15; pack++) {
+		assert_int_equal(put(f->tier, pack, MIB, 0, MIB), 0);
+		check(f->tier, pack, 5, 5000);
+		tier_mark_verified(f->tier, pack);
+	}
+	/* Cut, and as long as before. */
+	assert_int_equal(truncate(path, 0), 0);
+	assert_int_equal(truncate(path, 8 * MIB), 0);
+	assert_int_equal(tier_check_files(f->tier, &err), 0);
+	assert_false(verified(f, 11));
+	snprintf(moved, sizeof(moved), "%s/elsewhere", f->dir);
+	assert_int_equal(rename(path, moved), 0);
+	assert_int_equal(tier_check_files(f->tier, &err), -ENODEV);
+	assert_non_null(strstr(err.text, "deleted or replaced"));
+	close(open(path, O_CREAT | O_WRONLY, 0600));
+	assert_int_equal(tier_check_files(f->tier, &err), -ENODEV);
+	assert_int_equal(rename(moved, path), 0);
+	assert_int_equal(tier_check_files(f->tier, &err), 0);
+}
+
 static void test_size_changes(void **state)
 {
 	struct fixture *f = *state;
@@ -288,11 +366,18 @@ static void test_io_uring_forbidden(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		CASE(test_restart),         CASE(test_damaged_entries_are_free_slots),
-		CASE(test_lost_data_file),  CASE(test_size_changes),
-		CASE(test_slot_size_stays), CASE(test_one_mount_a_directory),
-		CASE(test_no_room),         CASE(test_write_errors),
-		CASE(test_killed),          CASE(test_io_uring_forbidden),
+		CASE(test_restart),
+		CASE(test_damaged_entries_are_free_slots),
+		CASE(test_lost_data_file),
+		CASE(test_size_changes),
+		CASE(test_nothing_is_believed_after_a_restart),
+		CASE(test_data_file_is_cut),
+		CASE(test_slot_size_stays),
+		CASE(test_one_mount_a_directory),
+		CASE(test_no_room),
+		CASE(test_write_errors),
+		CASE(test_killed),
+		CASE(test_io_uring_forbidden),
 	};
 	return RUN_WITH_SLOT_SIZES(tests);
 }

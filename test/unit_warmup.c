@@ -32,9 +32,13 @@ struct cache {
 	uint64_t total, used;
 	unsigned char full[FIRST_PACK + PACKS];
 	unsigned char fails[FIRST_PACK + PACKS]; /* how many fetches of a pack fail */
-	unsigned fetches;
-	uint64_t evict;  /* is dropped when the last pack was fetched */
-	uint32_t length; /* of packs, as it turns out when they are fetched */
+	unsigned fetches, checks;
+	int files;                                  /* what cache_check_files() says */
+	unsigned char doubtful[FIRST_PACK + PACKS]; /* on the SSD since an earlier mount */
+	unsigned char rotten[FIRST_PACK + PACKS];
+	uint64_t disturb; /* becomes doubtful when another pack was checked */
+	uint64_t evict;   /* is dropped when the last pack was fetched */
+	uint32_t length;  /* of packs, as it turns out when they are fetched */
 };
 
 static struct cache fake;
@@ -223,6 +227,7 @@ static void run_fetch(struct answer *a)
 		err = -EIO;
 	} else {
 		fake.full[pack] = 1;
+		fake.doubtful[pack] = fake.rotten[pack] = 0;
 		*a->bytes = fake.length;
 	}
 	if (fake.evict && pack != fake.evict)
@@ -240,9 +245,51 @@ void cache_fetch_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_don
 enum cache_pack_state cache_pack_state(struct cache *c, uint64_t pack)
 {
 	silt_lock(&lock);
-	enum cache_pack_state s = fake.full[pack] ? CACHE_PACK_FULL : CACHE_PACK_ABSENT;
+	enum cache_pack_state s = !fake.full[pack]      ? CACHE_PACK_ABSENT
+	                          : fake.doubtful[pack] ? CACHE_PACK_UNCHECKED
+	                                                : CACHE_PACK_FULL;
 	silt_unlock(&lock);
 	return s;
+}
+
+static void run_check(struct answer *a)
+{
+	uint64_t pack = a->ino;
+	int err = 0;
+	silt_lock(&lock);
+	fake.checks++;
+	if (!fake.full[pack])
+		err = -ENOENT;
+	else if (fake.rotten[pack])
+		err = -EBADMSG;
+	if (err < 0)
+		fake.full[pack] = 0;
+	fake.doubtful[pack] = 0;
+	*a->bytes = fake.length;
+	if (fake.disturb && pack != fake.disturb) {
+		fake.doubtful[fake.disturb] = 1;
+		fake.disturb = 0;
+	}
+	silt_unlock(&lock);
+	a->fetched(a->arg, err);
+}
+
+void cache_check_pack(struct cache *c, uint64_t pack, uint64_t *bytes, cache_done done, void *arg)
+{
+	post((struct answer){
+	        .run = run_check, .fetched = done, .arg = arg, .ino = pack, .bytes = bytes });
+}
+
+void cache_uncheck_pack(struct cache *c, uint64_t pack)
+{
+	silt_lock(&lock);
+	fake.doubtful[pack] = 1;
+	silt_unlock(&lock);
+}
+
+int cache_check_files(struct cache *c, struct silt_err *err)
+{
+	return fake.files < 0 ? silt_fail(err, fake.files, "no disk") : 0;
 }
 
 unsigned cache_fetch_width(const struct cache *c)
@@ -329,6 +376,87 @@ static void test_all_is_fetched_once(void **state)
 	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
 	assert_int_equal(r.progress.packs_cached, PACKS + 3);
 	assert_int_equal(fake.fetches, PACKS + 3);
+	warmup_result_free(&r);
+}
+
+/* The next mount: what is on the SSD is read back before it is believed, once. */
+static void test_checked_once_a_mount(void **state)
+{
+	struct warmup_result r;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	assert_int_equal(fake.checks, 0);
+	memset(fake.doubtful, 1, sizeof(fake.doubtful));
+	fake.used = fake.total; /* checking takes no room */
+	assert_int_equal(warm((struct warmup_config){ .check = true }, &r), 0);
+	assert_int_equal(fake.checks, PACKS + 3);
+	assert_int_equal(r.progress.checked_packs, PACKS + 3);
+	assert_int_equal(r.progress.checked_bytes, (PACKS + 3ul) << 20);
+	assert_int_equal(r.progress.packs_done, PACKS + 3);
+	warmup_result_free(&r);
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	assert_int_equal(fake.checks, PACKS + 3);
+	warmup_result_free(&r);
+	/* All over again for who asks for it. */
+	assert_int_equal(warm((struct warmup_config){ .verify = true }, &r), 0);
+	assert_int_equal(fake.checks, 2 * (PACKS + 3));
+	assert_int_equal(r.progress.packs_cached, PACKS + 3);
+	assert_int_equal(fake.fetches, PACKS + 3);
+	warmup_result_free(&r);
+}
+
+static void test_rot_is_named_and_healed(void **state)
+{
+	struct warmup_result r;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	memset(fake.doubtful, 1, sizeof(fake.doubtful));
+	fake.rotten[FIRST_PACK + 70] = 1; /* b/f0 .. b/f9 */
+	assert_int_equal(warm((struct warmup_config){ .check = true }, &r), 1);
+	assert_int_equal(r.progress.damaged_packs, 1);
+	assert_int_equal(r.progress.missing_files, 10);
+	assert_int_equal(r.n_missing, 10);
+	assert_non_null(strstr(r.missing[0], "b/f"));
+	assert_non_null(strstr(r.missing[0], "damaged on the SSD"));
+	assert_int_equal(fake.fetches, PACKS + 3);
+	warmup_result_free(&r);
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	assert_int_equal(fake.fetches, PACKS + 4);
+	warmup_result_free(&r);
+	/* Rot under a live mount: only --verify looks. */
+	fake.rotten[2] = 1;
+	assert_int_equal(warm((struct warmup_config){ .check = true }, &r), 0);
+	warmup_result_free(&r);
+	assert_int_equal(warm((struct warmup_config){ .verify = true }, &r), 0);
+	assert_int_equal(r.progress.damaged_packs, 1);
+	assert_int_equal(r.progress.fetched_packs, 1);
+	assert_int_equal(fake.fetches, PACKS + 5);
+	warmup_result_free(&r);
+	/* Damaged here and lost there. */
+	memset(fake.doubtful, 1, sizeof(fake.doubtful));
+	fake.rotten[2] = 1;
+	fake.fails[2] = 255;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 1);
+	assert_int_equal(r.progress.missing_files, 1);
+	warmup_result_free(&r);
+}
+
+/* Something that was right becomes doubtful while the rest is looked at: checked again. */
+static void test_doubtful_meanwhile(void **state)
+{
+	struct warmup_result r;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 0);
+	warmup_result_free(&r);
+	memset(fake.doubtful, 1, sizeof(fake.doubtful));
+	fake.doubtful[3] = 0;
+	fake.disturb = 3;
+	assert_int_equal(warm((struct warmup_config){ .check = true }, &r), 0);
+	assert_int_equal(fake.checks, PACKS + 3);
+	assert_int_equal(fake.doubtful[3], 0);
+	warmup_result_free(&r);
+	fake.files = -ENODEV;
+	assert_int_equal(warm((struct warmup_config){ .check = true }, &r), -ENODEV);
+	assert_string_equal(r.err.text, "no disk");
 	warmup_result_free(&r);
 }
 
@@ -449,6 +577,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_all_is_fetched_once, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_check_names_what_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_checked_once_a_mount, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_rot_is_named_and_healed, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_doubtful_meanwhile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_failed_pack_is_retried_then_missing, setup,
 		                                teardown),
 		cmocka_unit_test_setup_teardown(test_evicted_meanwhile_is_missing, setup, teardown),

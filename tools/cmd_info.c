@@ -12,7 +12,9 @@ static const char help[] =
         "Usage: siltfs info [--json] PATH...\n"
         "Show inode, size and version of each PATH on a mount, and its extents: file offset, "
         "length,\n"
-        "pack, offset in the pack, stored bytes, and whether the pack is on this node's SSD.\n"
+        "pack, offset in the pack, stored bytes, and whether the pack is on this node's SSD: "
+        "full,\n"
+        "unchecked (all of it, but not verified by this mount yet), partial, absent.\n"
         "\n"
         "  --json   the lines of the control socket as they are\n";
 
@@ -29,7 +31,8 @@ static void print_extents(struct info *i, struct json_object *list)
 		if (i->extents++ == 0)
 			printf("  %14s %12s  %-16s %10s %10s  %s\n", "offset", "length", "pack",
 			       "at", "stored", "ssd");
-		i->cached += strcmp(json_text(e, "cached"), "full") == 0;
+		i->cached += strcmp(json_text(e, "cached"), "full") == 0 ||
+		             strcmp(json_text(e, "cached"), "unchecked") == 0;
 		printf("  %14s %12s  %s %10s %10s  %s\n", json_text(e, "off"), json_text(e, "len"),
 		       json_text(e, "pack"), json_text(e, "pack_off"), json_text(e, "stored"),
 		       json_text(e, "cached"));

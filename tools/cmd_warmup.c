@@ -19,12 +19,17 @@
 static const char help[] =
         "Usage: warmup [OPTIONS] PATH...\n"
         "       siltfs warmup [OPTIONS] PATH...\n"
-        "Bring everything below each PATH of a siltfs mount to this node's SSD, and verify it.\n"
+        "Bring everything below each PATH of a siltfs mount to this node's SSD, and verify it:\n"
+        "what is there since an earlier mount is read back, once a mount, and fetched again\n"
+        "where it is damaged.\n"
         "Exit status 0: all of it is there; 1: something is missing (its names are listed); 2: "
         "refused\n"
         "(not on a mount, does not fit, no cache).\n"
         "\n"
-        "  --check             fetch nothing, only say what is missing\n"
+        "  --check             fetch nothing, only say what is missing or damaged (also reads\n"
+        "                      back what this mount has not verified yet)\n"
+        "  --verify            read back all of it, also what this mount has verified before;\n"
+        "                      repairs, or with --check only says what is wrong\n"
         "  --evict             drop it from the SSD instead\n"
         "  --files-from FILE   read more paths from FILE, one a line (-: standard input)\n"
         "  --json              one JSON object a line: progress, then the result\n"
@@ -41,7 +46,7 @@ struct root {
 struct warmup_command {
 	struct root *v;
 	size_t n, cap;
-	bool check, evict, json, quiet;
+	bool check, verify, evict, json, quiet;
 	/* the request under way */
 	const struct root *first;
 	struct progress progress;
@@ -108,6 +113,9 @@ static struct warmup_figures figures_of(struct json_object *o)
 		.fetched_packs = json_number(o, "fetched_packs"),
 		.fetched_bytes = json_number(o, "fetched_bytes"),
 		.missing_files = json_number(o, "missing_files"),
+		.checked_packs = json_number(o, "checked_packs"),
+		.checked_bytes = json_number(o, "checked_bytes"),
+		.damaged_packs = json_number(o, "damaged_packs"),
 		.seconds = json_object_get_double(json_member(o, "seconds")),
 		.resolved = json_object_get_boolean(json_member(o, "resolved")),
 	};
@@ -130,9 +138,22 @@ static void print_missing(struct warmup_command *c, struct json_object *list, ui
 		fprintf(stderr, "... and %llu more\n", (unsigned long long)(count - n));
 }
 
+/* ", read back 12 packs (1.0 GiB), 1 was damaged"; nothing where nothing was. */
+static void describe_check(const struct warmup_figures *f, char *out, size_t size)
+{
+	char bytes[32];
+	out[0] = '\0';
+	if (f->checked_packs || f->damaged_packs)
+		snprintf(out, size, ", read back %llu packs (%s), %llu damaged",
+		         (unsigned long long)(f->checked_packs + f->damaged_packs),
+		         cli_bytes((double)f->checked_bytes, bytes),
+		         (unsigned long long)f->damaged_packs);
+}
+
 static void print_summary(struct warmup_command *c, const struct warmup_figures *f)
 {
-	char bytes[32], fetched[32], rate[32];
+	char bytes[32], fetched[32], rate[32], checked[96];
+	describe_check(f, checked, sizeof(checked));
 	cli_bytes((double)f->bytes, bytes);
 	cli_bytes((double)f->fetched_bytes, fetched);
 	cli_bytes(f->seconds > 0 ? (double)f->fetched_bytes / f->seconds : 0, rate);
@@ -140,14 +161,15 @@ static void print_summary(struct warmup_command *c, const struct warmup_figures 
 		printf("%llu files, %s: dropped %llu packs\n", (unsigned long long)f->files, bytes,
 		       (unsigned long long)f->packs);
 	else if (c->check)
-		printf("%llu files, %s: %llu not on the SSD\n", (unsigned long long)f->files, bytes,
+		printf("%llu files, %s%s: %llu not on the SSD or damaged\n",
+		       (unsigned long long)f->files, bytes, checked,
 		       (unsigned long long)f->missing_files);
 	else
-		printf("%llu files, %s: fetched %llu of %llu packs (%s) in %.1f s, %s/s; %llu "
+		printf("%llu files, %s: fetched %llu of %llu packs (%s) in %.1f s, %s/s%s; %llu "
 		       "files "
 		       "missing\n",
 		       (unsigned long long)f->files, bytes, (unsigned long long)f->fetched_packs,
-		       (unsigned long long)f->packs, fetched, f->seconds, rate,
+		       (unsigned long long)f->packs, fetched, f->seconds, rate, checked,
 		       (unsigned long long)f->missing_files);
 }
 
@@ -192,6 +214,7 @@ static int ask(struct warmup_command *c, size_t first, size_t n)
 	json_object_object_add(request, "cmd",
 	                       json_object_new_string(c->evict ? "drop" : "warmup"));
 	json_object_object_add(request, "check", json_object_new_boolean(c->check));
+	json_object_object_add(request, "verify", json_object_new_boolean(c->verify));
 	json_object_object_add(request, "inodes", list);
 	c->first = c->v + first;
 	c->status = -EIO;
@@ -224,6 +247,7 @@ static int parse(struct warmup_command *c, int argc, char **argv)
 {
 	static const struct option longs[] = {
 		{ "check", no_argument, NULL, 'c' },
+		{ "verify", no_argument, NULL, 'v' },
 		{ "evict", no_argument, NULL, 'e' },
 		{ "files-from", required_argument, NULL, 'f' },
 		{ "json", no_argument, NULL, 'j' },
@@ -238,6 +262,7 @@ static int parse(struct warmup_command *c, int argc, char **argv)
 	while (rc == CLI_OK && (opt = getopt_long(argc, argv, "qh", longs, NULL)) != -1) {
 		switch (opt) {
 		case 'c': c->check = true; break;
+		case 'v': c->verify = true; break;
 		case 'e': c->evict = true; break;
 		case 'j': c->json = true; break;
 		case 'q': c->quiet = true; break;
@@ -253,8 +278,8 @@ static int parse(struct warmup_command *c, int argc, char **argv)
 		rc = add_path(c, argv[i]);
 	if (rc == CLI_OK && c->n == 0)
 		return cli_usage("warmup", "warmup takes one or more PATHs");
-	if (rc == CLI_OK && c->check && c->evict)
-		return cli_usage("warmup", "--check and --evict exclude each other");
+	if (rc == CLI_OK && (c->check || c->verify) && c->evict)
+		return cli_usage("warmup", "--evict excludes --check and --verify");
 	return rc;
 }
 

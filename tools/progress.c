@@ -18,21 +18,30 @@ void progress_begin(struct progress *p)
 	p->last = -PLAIN_SECONDS;
 }
 
+/* What came from the store, and what was read back from the SSD. */
+static double work_bytes(const struct warmup_figures *f)
+{
+	return (double)f->fetched_bytes + (double)f->checked_bytes;
+}
+
 static void update_rate(struct progress *p, const struct warmup_figures *f)
 {
 	double dt = f->seconds - p->last_seconds;
 	if (dt < 0.1)
 		return;
-	double now = ((double)f->fetched_bytes - p->last_bytes) / dt;
+	double now = (work_bytes(f) - p->last_bytes) / dt;
 	p->rate = p->rate > 0 ? p->rate * (1 - SMOOTHING) + now * SMOOTHING : now;
-	p->last_bytes = (double)f->fetched_bytes;
+	p->checking = f->fetched_bytes == p->last_fetched && work_bytes(f) > p->last_bytes;
+	p->last_fetched = f->fetched_bytes;
+	p->last_bytes = work_bytes(f);
 	p->last_seconds = f->seconds;
 }
 
-/* The rest, taking packs not yet fetched to be as large as those that were. */
+/* The rest, taking packs not done yet to be as large as those that are. */
 static void show_eta(const struct progress *p, const struct warmup_figures *f, char out[32])
 {
-	double mean = f->fetched_packs ? (double)f->fetched_bytes / (double)f->fetched_packs : 0;
+	uint64_t packs = f->fetched_packs + f->checked_packs;
+	double mean = packs ? work_bytes(f) / (double)packs : 0;
 	double left = mean * (double)(f->packs - f->packs_done);
 	long s = p->rate > 0 ? (long)(left / p->rate + 0.5) : -1;
 	if (!f->resolved || mean == 0 || s < 0 || s > 359999)
@@ -56,9 +65,10 @@ static void compose(const struct progress *p, const struct warmup_figures *f, ch
 	show_eta(p, f, eta);
 	cli_bytes((double)f->bytes, bytes);
 	cli_bytes(p->rate, rate);
-	snprintf(out, size, "[%s] %3.0f%% %llu%s files, %s, %llu/%llu packs, %s/s, ETA %s", bar,
+	snprintf(out, size, "[%s] %3.0f%% %llu%s files, %s, %llu/%llu packs, %s%s/s, ETA %s", bar,
 	         share * 100, (unsigned long long)f->files, f->resolved ? "" : "+", bytes,
-	         (unsigned long long)f->packs_done, (unsigned long long)f->packs, rate, eta);
+	         (unsigned long long)f->packs_done, (unsigned long long)f->packs,
+	         p->checking ? "checking " : "", rate, eta);
 }
 
 void progress_show(struct progress *p, const struct warmup_figures *f)

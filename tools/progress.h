@@ -7,6 +7,7 @@
 struct warmup_figures {
 	uint64_t files, bytes, packs, packs_done, packs_cached;
 	uint64_t fetched_packs, fetched_bytes, missing_files;
+	uint64_t checked_packs, checked_bytes, damaged_packs;
 	double seconds;
 	bool resolved;
 };
@@ -16,6 +17,8 @@ struct progress {
 	double last; /* seconds at the last line or drawing */
 	double rate; /* smoothed, bytes a second */
 	double last_bytes, last_seconds;
+	uint64_t last_fetched;
+	bool checking; /* of late, bytes were only read back from the SSD */
 };
 
 void progress_begin(struct progress *p);
