@@ -126,6 +126,171 @@ def check_and_evict(t):
     check(delta(m, before, "store.gets")["store.gets"] > 0, "after --evict bytes are fetched")
 
 
+NO_REQUESTS = {"store.gets": 0, "cache.misses": 0, "cache.ssd_bad": 0}
+
+
+def rot(slots, seed=1):
+    """500 bytes of each slot become others."""
+    rng = random.Random(seed)
+    for _, used, path, at in slots:
+        n = min(500, used)
+        with open(path, "r+b") as f:
+            f.seek(at + rng.randrange(used - n + 1))
+            old = f.read(n)
+            f.seek(-n, os.SEEK_CUR)
+            f.write(bytes(b ^ 0x55 for b in old))
+
+
+def result_of(p):
+    return json.loads(p.out.splitlines()[-1])["result"]
+
+
+@suite.case
+def rot_on_the_ssd_while_unmounted(t):
+    """Bytes that rotted on the SSD between two mounts are not taken for sound: --check says 1, names
+    the files and fetches nothing; warmup fetches them again, and then nothing is damaged."""
+    v, m, files = prepared(t)
+    t.siltfs("warmup", m / "data")
+    slots = m.slots()
+    check(len(slots) > 10, f"{len(slots)} slots")
+    m.umount()
+    rot(slots)
+    m = t.mount(v, cache_dir=m.cache_dir)
+    m.expect("damaged")
+    p = t.siltfs("warmup", "--check", m / "data", check_status=False)
+    equal(p.returncode, 1, f"--check of rotten slots ({p.out}{p.err})")
+    check("data/m0: damaged on the SSD" in p.err, f"it names what is damaged: {p.err[:500]}")
+    full = [n for n, (_, size) in files.items() if size]
+    told = int(re.search(r"(\d+) not on the SSD", p.out).group(1))
+    equal(told, len(full) + 1, "files told to be damaged (with the second name of one)")
+    equal(m.counters()["store.gets"], 0, "GETs of --check")
+    p = t.siltfs("warmup", m / "data")
+    check("0 files missing" in p.out, f"warmup says {p.out}")
+    packs = len({pack for pack, *_ in slots})
+    check(m.counters()["store.gets"] <= packs, f"GETs of warmup for {packs} packs")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, *NO_REQUESTS), NO_REQUESTS, "what reading everything found")
+
+
+@suite.case
+def warmup_heals_rot_by_itself(t):
+    """The same without --check before it; one rotten pack is fetched, not the others."""
+    v, m, files = prepared(t)
+    t.siltfs("warmup", m / "data")
+    slots = m.slots()
+    m.umount()
+    rot(slots[:1])
+    m = t.mount(v, cache_dir=m.cache_dir)
+    m.expect("damaged")
+    r = result_of(t.siltfs("warmup", "--json", m / "data"))
+    packs = len({pack for pack, *_ in slots})
+    equal((r["damaged_packs"], r["fetched_packs"], r["checked_packs"]), (1, 1, packs - 1),
+          "packs damaged, fetched, found right")
+    equal(m.counters()["store.gets"], 1, "GETs")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, *NO_REQUESTS), NO_REQUESTS, "what reading everything found")
+
+
+@suite.case
+def the_ssd_is_read_back_once_a_mount(t):
+    """What an earlier mount brought is read back by the first warmup (or --check), not by the next;
+    what this mount brought is not read back; --verify reads back everything."""
+    v, m, files = prepared(t)
+
+    def read_back(m, *args, status=0):
+        before = m.counters()
+        p = t.siltfs("warmup", "--json", *args, m / "data", check_status=False)
+        equal(p.returncode, status, f"status of warmup {args} ({p.err})")
+        r = result_of(p)
+        if r["checked_packs"] == 0:
+            equal(delta(m, before, "cache.ssd_read_bytes"), {"cache.ssd_read_bytes": 0},
+                  "bytes read from the SSD")
+        return r["checked_packs"], r["damaged_packs"], r["fetched_packs"]
+    packs = len(v.bucket.objects())
+    equal(read_back(m), (0, 0, packs), "the first warmup")
+    equal(read_back(m, "--check"), (0, 0, 0), "--check after it")
+    m.umount()
+    m = t.mount(v, cache_dir=m.cache_dir)
+    info = json.loads(t.siltfs("info", "--json", m / "data/m1").out.splitlines()[-1])
+    equal({e["cached"] for e in info["extents"]}, {"unchecked"}, "how info calls it")
+    equal(read_back(m, "--check"), (packs, 0, 0), "--check of the next mount")
+    info = json.loads(t.siltfs("info", "--json", m / "data/m1").out.splitlines()[-1])
+    equal({e["cached"] for e in info["extents"]}, {"full"}, "how info calls it then")
+    equal(read_back(m, "--check"), (0, 0, 0), "--check again")
+    equal(read_back(m), (0, 0, 0), "warmup after it")
+    m.umount()
+    m = t.mount(v, cache_dir=m.cache_dir)
+    equal(read_back(m), (packs, 0, 0), "warmup of the next mount")
+    equal(read_back(m), (0, 0, 0), "warmup again")
+    equal(read_back(m, "--verify"), (packs, 0, 0), "--verify")
+    # Rot under the mount is what --verify is for.
+    m.expect("damaged")
+    rotten = m.slots()[:1]
+    rot(rotten)
+    equal(read_back(m, "--verify", "--check", status=1), (packs - 1, 1, 0), "--verify --check")
+    equal(m.counters()["store.gets"], 0, "it fetched nothing")
+    equal(read_back(m, "--verify"), (packs - 1, 0, 1), "--verify, which repairs")
+    rot(m.slots()[:1])
+    equal(read_back(m, "--verify"), (packs - 1, 1, 1), "--verify by itself")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, *NO_REQUESTS), NO_REQUESTS, "what reading everything found")
+
+
+@suite.cases_for(cut=["to nothing", "and made long again", "under readers"])
+def slots_cut_under_the_mount(t, cut):
+    """A file of slots that is cut while mounted: --check says 1 and names files, warmup heals."""
+    v, m, files = prepared(t)
+    m.expect("damaged")
+    t.siltfs("warmup", m / "data")
+    path = os.path.join(m.cache_dir, "slots.000")
+    size = os.path.getsize(path)
+    os.truncate(path, 0)
+    if cut == "and made long again":
+        os.truncate(path, size)
+    if cut == "under readers":
+        verify(m, files)  # from the store, where the SSD has lost it
+        t.siltfs("warmup", m / "data")
+    else:
+        p = t.siltfs("warmup", "--check", m / "data", check_status=False)
+        equal(p.returncode, 1, f"--check ({p.out}{p.err})")
+        check("data/m0: " in p.err and "data/big: " in p.err, f"it names files: {p.err[:500]}")
+        equal(t.siltfs("warmup", m / "data").returncode, 0, "warmup")
+    equal(os.path.getsize(path), size, "the file's size")
+    equal(os.stat(path).st_blocks * 512 >= size, True, "its blocks are reserved again")
+    before = m.counters()
+    verify(m, files)
+    equal(delta(m, before, *NO_REQUESTS), NO_REQUESTS, "what reading everything found")
+    m.umount()
+    m = t.mount(v, cache_dir=m.cache_dir)
+    equal(t.siltfs("warmup", "--check", m / "data").returncode, 0, "--check after a new mount")
+
+
+@suite.case
+def slots_deleted_under_the_mount(t):
+    """A file of slots that is deleted or replaced: warmup refuses, since it would be lost at the next
+    mount; files are read as before."""
+    v, m, files = prepared(t)
+    t.siltfs("warmup", m / "data")
+    path = os.path.join(m.cache_dir, "slots.000")
+    os.unlink(path)
+    for what in "deleted", "replaced":
+        for args in (), ("--check",), ("--verify",):
+            p = t.siltfs("warmup", *args, m / "data", check_status=False)
+            equal(p.returncode, 2, f"status of warmup {args} ({p.err})")
+            check("slots.000" in p.err, f"it says why: {p.err}")
+        with open(path, "wb"):
+            pass
+    verify(m, files)
+    m.umount()
+    m = t.mount(v, cache_dir=m.cache_dir)
+    equal(t.siltfs("warmup", "--check", m / "data", check_status=False).returncode, 1, "--check")
+    t.siltfs("warmup", m / "data")
+    verify(m, files)
+
+
 @suite.case
 def as_json_and_by_its_own_name(t):
     v, m, files = prepared(t)

@@ -227,6 +227,21 @@ class Mount:
         """Every counter by name, flat: {"store.gets": 3, ..., "fuse.lookup": 8}."""
         return flatten_counters(self.status())
 
+    def slots(self):
+        """The used slots of the SSD: [(pack, bytes used of the slot, file, offset in it)]."""
+        lines = self.suite.siltfs("debug", "slots", self.path).out.splitlines()
+        size = re.search(r"slots used, of ([\d.]+) KiB each", lines[-1])
+        check(size, f"debug slots ends with {lines[-1]!r}")
+        size = int(float(size.group(1)) * 1024)
+        a_file = (16 << 30) // size
+        out = []
+        for line in lines[1:-1]:
+            slot, pack, piece, pack_len, *_ = line.split()
+            slot, used = int(slot), min(size, int(pack_len) - int(piece) * size)
+            out.append((pack, used, os.path.join(self.cache_dir, f"slots.{slot // a_file:03d}"),
+                        slot % a_file * size))
+        return out
+
     def umount(self, seconds=120):
         """Unmounts and waits for the daemon's own end, which is after everything was flushed."""
         self.suite.siltfs("umount", self.path, timeout=seconds)
