@@ -3,6 +3,8 @@
 SIGKILL can't end, no made-up answers."""
 # timeout: 900
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -110,10 +112,47 @@ FAULTS = {
 }
 
 
-@suite.case
-def store_gone_for_good(t):
-    """The store ends: close() says so instead of lying, cached files are still read, and when it is
-    back all goes on."""
+class Ending(threading.Thread):
+    """Writes a file and ends it by fsync() or close(); knows what that said, and when."""
+
+    def __init__(self, path, end):
+        super().__init__(daemon=True)
+        self.path, self.end, self.error, self.took = path, end, None, None
+        self.start()
+
+    def run(self):
+        fd = os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o644)
+        os.write(fd, payload(self.path, 300_000))
+        start = time.monotonic()
+        self.error = 0
+        try:
+            os.fsync(fd) if self.end == "fsync" else os.close(fd)
+        except OSError as e:
+            self.error = e.errno
+        self.took = time.monotonic() - start
+        print(f"{self.end}(): {os.strerror(self.error)} after {self.took:.1f} s")
+        if self.end == "fsync":
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def told(self, seconds):
+        self.join(2 * seconds + 30)  # and close(), after fsync()
+        check(not self.is_alive(), f"{self.end}() hangs though its limit is {seconds} s")
+        check(self.error in (errno.EIO, errno.ETIMEDOUT),
+              f"{self.end}() of bytes that no store has: {os.strerror(self.error)} after"
+              f" {self.took:.1f} s")
+        check(self.took < seconds, f"{self.end}() took {self.took:.1f} s, its limit is {seconds} s")
+
+
+# Ten tries: where connections are refused they are over soon; where nothing answers, each takes 20 s.
+AWAY = {"refuses": 60, "says nothing": 300}
+
+
+@suite.cases_for(away=["refuses"] if silt.QUICK else ["refuses", "says nothing"])
+def store_gone_for_good(t, away):
+    """The store is away: close() and fsync() return an error, within their limit; cached files are
+    still read; who waits can be killed; and when it is back all goes on."""
+    limit = AWAY[away]
     rgw = t.rgw()
     proxy = t.proxy(rgw.port)
     v = t.volume("s3", bucket=rgw.bucket(port=proxy.port))
@@ -121,8 +160,12 @@ def store_gone_for_good(t):
     m.expect(" error: ")
     write(m / "before", payload(1, 5000))
     t.siltfs("warmup", m.path)
-    proxy.set(hold=1)
-    t.finally_do(lambda: proxy.set(hold=0))
+    if away == "refuses":
+        proxy.stop()
+    else:
+        proxy.set(hold=1)
+        t.finally_do(lambda: proxy.set(hold=0))
+    ends = [Ending(m / "synced", "fsync"), Ending(m / "closed", "close")]
     equal(read(m / "before"), payload(1, 5000), "a cached file")
     victim = subprocess.Popen(["dd", "if=/dev/zero", f"of={m / 'victim'}", "bs=1M", "count=1"],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -130,11 +173,19 @@ def store_gone_for_good(t):
     victim.kill()
     # A process that waits in close() or read() of the mount can be killed.
     check(victim.wait(20) != 0, "the killed process ends")
-    proxy.set(hold=0)
+    for e in ends:
+        e.told(limit)
+    check(m.counters()["store.errors"] > 0, "store.errors counts them")
+    equal(read(m / "before"), payload(1, 5000), "a cached file, after all that")
+    if away == "refuses":
+        t.proxy(rgw.port, at=proxy.port)
+    else:
+        proxy.set(hold=0)
     write(m / "after", payload(2, 5000))
     m.umount()
     m = t.mount(v)
     equal(read(m / "after"), payload(2, 5000), "a file written after the outage")
+    equal(read(m / "before"), payload(1, 5000), "a file written before it")
 
 
 # --- Redis -----------------------------------------------------------------------------------------------

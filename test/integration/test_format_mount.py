@@ -8,12 +8,15 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import silt  # noqa: E402
@@ -278,18 +281,163 @@ def bucket_missing_or_not_writable(t):
     refused(try_mount(t, v.address), re.escape(v.bucket.path))
 
 
-@suite.case
-def secrets_are_not_in_redis(t):
-    """Credentials are never stored in clear in Redis."""
-    v = t.volume("s3")
-    m = t.mount(v)
-    with open(m / "f", "w") as f:
-        f.write("x")
-    c = v.redis.connect()
-    dump = b""
+class TokenStore:
+    """An S3 server that believes everyone, because Ceph's takes only session tokens of its own."""
+    kind = "s3"
+
+    def __init__(self):
+        objects, self.tokens = {}, set()
+        tokens = self.tokens
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self, status, body=b"", size=None, **headers):
+                self.send_response(status)
+                for k, x in headers.items():
+                    self.send_header(k.replace("_", "-"), x)
+                self.send_header("Content-Length", str(len(body) if size is None else size))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                tokens.add(self.headers.get("x-amz-security-token"))
+                url = urllib.parse.urlparse(self.path)
+                data = objects.get(url.path)
+                if url.query or url.path.count("/") == 1:
+                    return self.answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+                                            b"</ListBucketResult>")
+                if data is None:
+                    return self.answer(404)
+                whole = len(data)
+                r = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                first = int(r[1]) if r else 0
+                data = data[first:int(r[2]) + 1 if r and r[2] else None]
+                if self.command == "HEAD":
+                    return self.answer(200, size=whole)
+                if not r:
+                    return self.answer(200, data)
+                self.answer(206, data,
+                            Content_Range=f"bytes {first}-{first + len(data) - 1}/{whole}")
+
+            do_HEAD = do_GET
+
+            def do_PUT(self):
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("If-None-Match") and self.path in objects:
+                    return self.answer(412)
+                objects[self.path] = data
+                self.answer(200)
+
+            def do_DELETE(self):
+                objects.pop(self.path, None)
+                self.answer(204)
+
+            def log_message(self, *_):
+                pass
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/bucket"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+READ = {b"string": ["GET"], b"hash": ["HGETALL"], b"set": ["SMEMBERS"],
+        b"list": ["LRANGE", "0", "-1"], b"zset": ["ZRANGE", "0", "-1"], b"stream": ["XRANGE", "-", "+"]}
+
+
+def flat(value):
+    if isinstance(value, list):
+        return b"\n".join(flat(x) for x in value)
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def keys_and_values(c):
+    """As clients see them: what DUMP gives is compressed, nothing is found in that."""
+    out = [flat(c.cmd("FUNCTION", "LIST", "WITHCODE"))]
     for key in c.cmd("KEYS", "*"):
-        dump += c.cmd("DUMP", key)
-    check(t.rgw().secret.encode() not in dump, "the secret key is in Redis")
+        command, *rest = READ[c.cmd("TYPE", key)]
+        out += [key, flat(c.cmd(command, key, *rest))]
+    return b"\n".join(out)
+
+
+def contents(*paths):
+    out = b""
+    for top in paths:
+        for d, _, names in os.walk(top) if os.path.isdir(top) else [("", (), [top])]:
+            for n in names:
+                path = os.path.join(d, n)
+                if os.path.isfile(path):
+                    with open(path, "rb") as f:
+                        out += f.read()
+    return out
+
+
+def where_secrets_might_be(t, v, m):
+    """{place: its bytes}"""
+    return {
+        "Redis": keys_and_values(v.redis.connect()),
+        "Redis's files": contents(v.redis.dir),
+        "Redis's command line": contents(f"/proc/{v.redis.proc.pid}/cmdline"),
+        "the mount's log": contents(m.log, m.stderr),
+        "the mount's command line": contents(f"/proc/{m.proc.pid}/cmdline"),
+        "the mount table": contents("/proc/self/mountinfo"),
+        "what siltfs status says": json.dumps(m.status()).encode(),
+        "what siltfs format said": v.format_output.encode(),
+    }
+
+
+@suite.case
+def secrets_are_nowhere(t):
+    """The password of Redis, the secret key and the session token are not in Redis, in its files, in
+    logs, in the mount table, or on a command line."""
+    password, secret, token = ("Pw", "SeCrEt", "ToKeN")
+    password, secret, token = (w + secrets.token_hex(16) for w in (password, secret, token))
+    store = TokenStore()
+    t.finally_do(store.close)
+    redis = t.redis()
+    redis.cmd("CONFIG", "SET", "requirepass", password)
+    redis.password = password
+    env = {"SILTFS_META_PASSWORD": password, "SILTFS_ACCESS_KEY": "access",
+           "SILTFS_SECRET_KEY": secret, "SILTFS_SESSION_TOKEN": token}
+    bare = f"redis://127.0.0.1:{redis.port}"
+    v = silt.Volume(t, bare, store, redis, env=env)
+    m = t.mount(v, options=["log-level=debug"])
+    # The other way to say the password, which is on a command line, but should get no further.
+    said = t.mount(v, address=redis.address(), env={"SILTFS_META_PASSWORD": ""})
+    for x in (m, said):
+        with open(x / "f", "w") as f:
+            f.write("x" * 100_000)
+    t.siltfs("warmup", m.path)
+    check(token in store.tokens, "the store was sent the session token")
+
+    # First: what is there is found, wherever it is.
+    c = redis.connect()
+    decoy = "DeCoY" + secrets.token_hex(16)
+    plant = ("pad " * 500 + decoy) * 3
+    for command in (["SET", "d1", plant], ["HSET", "d2", "f", plant], ["SADD", "d3", plant],
+                    ["RPUSH", "d4", plant], ["ZADD", "d5", "1", plant], ["XADD", "d6", "*", "f", plant]):
+        c.cmd(*command)
+        equal(keys_and_values(c).count(decoy.encode()), 3, f"finds of a decoy put by {command[0]}")
+        check(decoy.encode() not in c.cmd("DUMP", command[1]), "(DUMP would not have shown it)")
+        c.cmd("DEL", command[1])
+    silt.wait_until(lambda: decoy.encode() in contents(redis.dir), "the decoy in Redis's files")
+    places = where_secrets_might_be(t, v, m)
+    for place, sure in (("Redis", "silt"), ("Redis's command line", "redis-server"),
+                        ("the mount's log", m.cache_dir), ("the mount's command line", m.path),
+                        ("the mount table", m.path), ("what siltfs status says", m.path),
+                        ("what siltfs format said", "vol")):
+        check(sure.encode() in places[place], f"{place} does not even have {sure!r}")
+
+    for what, word in (("password", password), ("secret key", secret), ("session token", token)):
+        for place, held in places.items():
+            check(word.encode() not in held, f"the {what} is in {place}")
+    for place, held in where_secrets_might_be(t, v, said).items():
+        if place != "the mount's command line":
+            check(password.encode() not in held,
+                  f"the password of the address is in {place} (of a mount that was given it so)")
 
 
 # --- the mount point and FUSE ----------------------------------------------------------------------------

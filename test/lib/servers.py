@@ -408,11 +408,11 @@ class Proxy:
     """test/servers/faultproxy.py in front of a port. `args` are its own options; set() changes them
     while it runs: set(hold=1), set(p503=0.2, methods="PUT")."""
 
-    def __init__(self, target_port, args=(), log=None):
+    def __init__(self, target_port, args=(), log=None, port=None):
         args = list(args)
         if "--control" not in args:
             args += ["--control", str(free_port())]
-        self.port, self.control = free_port(), int(args[args.index("--control") + 1])
+        self.port, self.control = port or free_port(), int(args[args.index("--control") + 1])
         self.log = open(log, "ab") if log else subprocess.DEVNULL
         self.proc = subprocess.Popen(
             [sys.executable, os.path.join(SERVERS, "faultproxy.py"), "--listen", str(self.port),

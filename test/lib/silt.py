@@ -349,8 +349,8 @@ class Suite:
             self._rgw = Rgw(os.path.join(self.tmp, "rgw"))
         return self._rgw
 
-    def proxy(self, port, *args):
-        p = Proxy(port, args, log=os.path.join(self.out, f"proxy-{self.count('proxy')}.log"))
+    def proxy(self, port, *args, at=None):
+        p = Proxy(port, args, port=at, log=os.path.join(self.out, f"proxy-{self.count('proxy')}.log"))
         self.servers.append(p)
         return p
 
