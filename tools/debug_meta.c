@@ -275,5 +275,5 @@ int debug_redis(int argc, char **argv)
 	if (text)
 		fputs(text, stdout);
 	volume_close(v);
-	return text ? CLI_OK : CLI_FAILED;
+	return text && strncmp(text, "(error)", 7) != 0 ? CLI_OK : CLI_FAILED;
 }
