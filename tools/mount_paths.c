@@ -134,6 +134,21 @@ static void remove_if_dead(const char *path)
 		unlink(path);
 }
 
+/* Removes what a daemon left of its reason for lost data when nobody read it: it was ended by umount(8),
+ * fusermount3 or a signal, and said the same in its log. `siltfs umount` reads a new one at once. */
+static void remove_if_old(const char *path)
+{
+	struct stat st;
+	if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && time(NULL) - st.st_mtime >= SOCKET_IS_NEW_S)
+		unlink(path);
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+	size_t n = strlen(name), k = strlen(end);
+	return n > k && strcmp(name + n - k, end) == 0;
+}
+
 static void remove_dead_sockets(const char *dir)
 {
 	DIR *d = opendir(dir);
@@ -141,10 +156,12 @@ static void remove_dead_sockets(const char *dir)
 	char path[PATH_MAX];
 
 	while (d && (e = readdir(d))) {
-		const char *end = strrchr(e->d_name, '.');
-		if (end && strcmp(end, ".sock") == 0 &&
-		    snprintf(path, sizeof(path), "%s/%s", dir, e->d_name) < (int)sizeof(path))
+		if (snprintf(path, sizeof(path), "%s/%s", dir, e->d_name) >= (int)sizeof(path))
+			continue;
+		if (ends_with(e->d_name, ".sock"))
 			remove_if_dead(path);
+		else if (ends_with(e->d_name, ".sock.failed"))
+			remove_if_old(path);
 	}
 	if (d)
 		closedir(d);

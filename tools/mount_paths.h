@@ -18,8 +18,8 @@ int default_log(const char *cache_dir, const char *mountpoint, char *out, size_t
 
 /* A new path for the control socket of the calling process: PID-RANDOM.sock in $SILTFS_RUN_DIR,
  * /run/siltfs for root, $XDG_RUNTIME_DIR/siltfs, or /tmp/siltfs-UID (others learn it from the
- * mount: FS_XATTR_CONTROL). Makes the folder, for its owner alone, and removes sockets of dead
- * mounts. */
+ * mount: FS_XATTR_CONTROL). Makes the folder, for its owner alone, and removes what dead mounts
+ * left there. */
 int control_socket_path(char *out, size_t size, struct silt_err *err);
 
 /* Makes `path` absolute without links where that is possible (a dead mount can't be resolved) and
