@@ -79,6 +79,7 @@ struct cache_write {
 	 * If `extent` names a pack (it is as done() left it), the bytes are in the store: they are only
 	 * committed, unless that was done before. */
 	bool append;
+	bool drop_suid;	  /* as in struct meta_commit */
 	uint64_t at;	  /* out: where an append was put */
 	uint64_t version; /* out: the file's version after the commit */
 	struct cache_write *next; /* the cache's */

@@ -198,6 +198,7 @@ static void commit_some(struct uploader *u, struct cache_write *head, size_t n, 
 			                           .extent = w->extent,
 			                           .mtime = w->mtime,
 			                           .append = w->append,
+			                           .drop_suid = w->drop_suid,
 			                           .again = again };
 	u->cfg.ops->commit(u->cfg.meta, c->item, n, on_commit, c);
 }

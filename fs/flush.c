@@ -81,7 +81,8 @@ static void commit_locked(struct fs *fs, struct node *n, const struct segment *s
 		             (a->mtime.sec == a->ctime.sec && a->mtime.nsec > a->ctime.nsec);
 		if (later)
 			a->ctime = a->mtime;
-		a->mode &= ~(uint32_t)(S_ISUID | (a->mode & S_IXGRP ? S_ISGID : 0));
+		if (s->write.drop_suid)
+			a->mode &= ~(uint32_t)(S_ISUID | (a->mode & S_IXGRP ? S_ISGID : 0));
 	} else {
 		n->gaps--;
 	}

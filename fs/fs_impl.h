@@ -190,12 +190,15 @@ void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg, struct fuse_file_info *fi,
               unsigned flags, const void *in, size_t in_size, size_t out_size);
 
+/* Node ids of names that are damaged (ops_name.c): of a shard that no volume has. */
+#define FS_DAMAGED_NODES ((uint64_t)0xffff << 48)
+
 /* --- transport.c -------------------------------------------------------------------------- */
 
 /* Puts itself between libfuse and the device, after fuse_session_mount(). */
 int transport_attach(struct fs *fs);
 
-/* Did the request that this thread is handling say that set-id bits have to go? */
+/* Did the request that this thread is handling, SETATTR or WRITE, say that set-id bits have to go? */
 bool transport_kill_suid(void);
 
 /* Did the SETXATTR of an access ACL say that the set-group-ID bit has to go? */

@@ -247,7 +247,8 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 		inode->attr.mtime = n->buffer.mtime;
 		if (later(&n->buffer.mtime, &a->ctime))
 			inode->attr.ctime = n->buffer.mtime;
-		drop_suid(&inode->attr.mode);
+		if (write_buffer_drops_suid(&n->buffer))
+			drop_suid(&inode->attr.mode);
 	}
 }
 

@@ -71,6 +71,19 @@ static void absent(struct request *r, const struct meta_seen *seen)
 	request_free(r);
 }
 
+/* A name that is there but damaged: the kernel unlinks only what a LOOKUP finds. So it gets a node of
+ * its own, which it may not keep, and whatever else is asked about that is EIO (request_begin()). */
+static void answer_damaged(struct request *r, uint32_t mode, uint64_t place)
+{
+	struct fuse_entry_param e = { .attr.st_mode = mode & S_IFMT, .attr.st_nlink = 1 };
+	e.ino = FS_DAMAGED_NODES | ((uint64_t)(mode & S_IFMT) << 28) |
+	        (place ^ r->ino) % ((uint64_t)1 << 40);
+	e.attr.st_ino = e.ino;
+	if (request_claim(r))
+		fuse_reply_entry(r->req, &e);
+	request_free(r);
+}
+
 /* Answers with the entry of the reply's inode. */
 static void entry_done(void *arg, const struct meta_reply *reply)
 {
@@ -79,6 +92,10 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	note_parent(r, reply);
 	if (reply->err == -ENOENT && r->kind == KIND_LOOKUP && reply->seen.name) {
 		absent(r, &reply->seen);
+		return;
+	}
+	if (reply->err == -EIO && reply->damaged && r->kind == KIND_LOOKUP) {
+		answer_damaged(r, reply->inode.attr.mode, reply->first);
 		return;
 	}
 	if (reply->err) {

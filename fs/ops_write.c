@@ -24,8 +24,8 @@ static bool forbidden(const struct node *n, bool append, uint64_t off)
 /* Puts the bytes into the buffer and sends what is full. An append goes behind the end as it is
  * known here, whatever the kernel takes it to be. Returns the number taken or -errno; -EAGAIN: the
  * buffer has appends and this is none, or the other way round. */
-static ssize_t put(struct fs *fs, struct node *n, bool append, uint64_t off, const void *data,
-                   size_t size)
+static ssize_t put(struct fs *fs, struct node *n, bool append, bool drop_suid, uint64_t off,
+                   const void *data, size_t size)
 {
 	struct segment *chain = NULL;
 	size_t taken = 0;
@@ -36,6 +36,8 @@ static ssize_t put(struct fs *fs, struct node *n, bool append, uint64_t off, con
 		silt_unlock(&n->lock);
 		return -EPERM;
 	}
+	if (write_buffer_empty(&n->buffer) || n->buffer.appends == append)
+		write_buffer_note_writer(&n->buffer, drop_suid);
 	if (append) {
 		at = node_size_locked(n);
 		if (at + size > SILT_FILE_MAX)
@@ -104,7 +106,7 @@ static void write_go(struct request *r, int err)
 		return;
 	}
 	r->claimed = true;
-	ssize_t n = err ? err : put(r->fs, r->node, r->append, r->off, r->buf, r->size);
+	ssize_t n = err ? err : put(r->fs, r->node, r->append, r->drop_suid, r->off, r->buf, r->size);
 	if (n == -EAGAIN)
 		write_flush(r);
 	else
@@ -126,6 +128,7 @@ static struct request *later(fuse_req_t req, struct handle *h, fuse_ino_t ino, b
 	r->node = h->node;
 	node_ref(r->fs, r->node);
 	r->append = append;
+	r->drop_suid = transport_kill_suid();
 	r->off = (uint64_t)off;
 	r->size = size;
 	r->buf = malloc(size);
@@ -177,7 +180,7 @@ void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 	bool wait = atomic_load(&fs->queue.nparked) > 0 || full;
 	ssize_t n = 0;
 	if (!wait && size)
-		n = put(fs, h->node, append, (uint64_t)off, buf, size);
+		n = put(fs, h->node, append, transport_kill_suid(), (uint64_t)off, buf, size);
 	if (wait || n == -EAGAIN) {
 		struct request *r = later(req, h, ino, append, buf, size, off);
 		if (r && wait)

@@ -83,6 +83,10 @@ struct request *request_begin(fuse_req_t req, enum fuse_kind kind, fuse_ino_t in
 {
 	struct fs *fs = fuse_req_userdata(req);
 	fs_count(fs, kind);
+	if (ino >= FS_DAMAGED_NODES) {
+		fuse_reply_err(req, EIO);
+		return NULL;
+	}
 	struct request *r = pool_get(&fs->requests);
 	if (!r) {
 		fuse_reply_err(req, ENOMEM);

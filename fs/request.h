@@ -105,6 +105,7 @@ struct request {
 	uint64_t parked_ns; /* silt_now_ns() */
 	unsigned tries;
 	bool append, claimed; /* write: to the end; the claim is won */
+	bool drop_suid;	      /* write: by somebody without CAP_FSETID */
 	bool noted; /* in the handle's guess about sequential reading */
 	atomic_uint pending;
 	atomic_int err;

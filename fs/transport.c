@@ -4,7 +4,8 @@
  * every write(2), a round trip to this daemon; with it the daemon promises to drop set-id bits
  * whenever bytes or the owner change, and the kernel says with each request whether the caller's
  * privileges ask for that. The flag is added to the answer to INIT when the kernel offers it; the
- * bit of SETATTR, which libfuse drops, is kept for the handler that runs next on the same thread.
+ * bits of SETATTR and WRITE, which libfuse drops, are kept for the handler that runs next on the same
+ * thread.
  *
  * FUSE_SETXATTR_EXT: SETXATTR gets a word more, which says whether setting an access ACL takes the
  * set-group-ID bit away (the caller is not in the group). The request is made the short one again
@@ -24,6 +25,9 @@
 
 #ifndef FUSE_HANDLE_KILLPRIV_V2
 #define FUSE_HANDLE_KILLPRIV_V2 (1 << 28)
+#endif
+#ifndef FUSE_WRITE_KILL_SUIDGID
+#define FUSE_WRITE_KILL_SUIDGID (1 << 2)
 #endif
 #ifndef FATTR_KILL_SUIDGID
 #define FATTR_KILL_SUIDGID (1 << 11)
@@ -91,6 +95,9 @@ static ssize_t read_request(int fd, void *buf, size_t len, void *userdata)
 	if (in->opcode == FUSE_SETATTR && arg_len >= sizeof(struct fuse_setattr_in)) {
 		const struct fuse_setattr_in *set = arg;
 		kill_suid = set->valid & FATTR_KILL_SUIDGID;
+	} else if (in->opcode == FUSE_WRITE && arg_len >= sizeof(struct fuse_write_in)) {
+		const struct fuse_write_in *w = arg;
+		kill_suid = w->write_flags & FUSE_WRITE_KILL_SUIDGID;
 	} else if (in->opcode == FUSE_SETXATTR && arg_len > SETXATTR_LONG &&
 	           atomic_load_explicit(&fs->long_setxattr, memory_order_relaxed)) {
 		return shorten_setxattr(in, n);

@@ -249,6 +249,21 @@ int write_buffer_append(struct write_buffer *b, uint64_t off, const void *data, 
 	return 0;
 }
 
+void write_buffer_note_writer(struct write_buffer *b, bool drop_suid)
+{
+	b->drop_suid = drop_suid || (b->dirty.n > 0 && b->drop_suid);
+}
+
+bool write_buffer_drops_suid(const struct write_buffer *b)
+{
+	if (b->dirty.n > 0 && b->drop_suid)
+		return true;
+	for (size_t i = 0; i < b->sent.n; i++)
+		if (b->sent.v[i]->write.drop_suid)
+			return true;
+	return false;
+}
+
 void write_buffer_shift(struct write_buffer *b, int64_t delta)
 {
 	for (size_t i = 0; i < b->dirty.n; i++)
@@ -293,10 +308,12 @@ static bool overlaps_sent(const struct write_buffer *b, const struct segment *s)
 static void send_segment(struct write_buffer *b, struct segment *s, struct segment **chain)
 {
 	struct silt_extent before = s->write.extent;
+	bool drop_suid = s->state == SEGMENT_DIRTY ? b->drop_suid : s->write.drop_suid;
 	s->state = SEGMENT_SENT;
 	s->write = (struct cache_write){
 		.ino = b->ino, .off = s->off, .data = s->data, .len = s->len, .mtime = b->mtime
 	};
+	s->write.drop_suid = drop_suid;
 	if (b->appends) {
 		s->write.append = true;
 		s->write.extent = before; /* of a try that stored it and may have committed it */

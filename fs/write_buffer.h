@@ -60,6 +60,7 @@ struct write_buffer {
 	struct segment_list dirty, sent;
 	size_t failed;  /* of `sent`: with err set */
 	bool appends;   /* what is in it; of no meaning when it is empty */
+	bool drop_suid; /* a writer of what is dirty had no CAP_FSETID; sent segments say it themselves */
 	uint64_t epoch; /* new segments get it; a flush raises it: older segments are what it waits
 	                   for */
 	struct silt_time mtime; /* of the last write */
@@ -84,6 +85,12 @@ int write_buffer_put(struct write_buffer *b, uint64_t off, const void *data, siz
  * into a segment of an older epoch. */
 int write_buffer_append(struct write_buffer *b, uint64_t off, const void *data, size_t len,
                         struct silt_time now, bool fresh);
+
+/* Before bytes are put: whether their writer has no CAP_FSETID, so that set-id bits go with them. */
+void write_buffer_note_writer(struct write_buffer *b, bool drop_suid);
+
+/* Do bytes of such a writer wait to be stored? */
+bool write_buffer_drops_suid(const struct write_buffer *b);
 
 /* What is at `off`: returns where the run that begins there ends (at most `end`). *data is its
  * bytes, or NULL when nothing is buffered in it. */

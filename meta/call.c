@@ -131,6 +131,14 @@ void call_arg_time(struct conn_request **r, struct silt_time t)
 	conn_arg(r, b, sizeof(b));
 }
 
+void call_arg_write_time(struct conn_request **r, struct silt_time t, bool drop_suid)
+{
+	uint8_t b[RECORD_TIME + 1];
+	record_time_encode(t, b);
+	b[RECORD_TIME] = '-';
+	conn_arg(r, b, RECORD_TIME + drop_suid);
+}
+
 /* What an error reply of Redis means to the caller of a file operation. */
 static int error_reply(struct meta *m, enum meta_function fn, const char *text)
 {

@@ -92,7 +92,7 @@ static void send_appends(struct meta *m, struct batch *b)
 	for (size_t i = 0; i < b->n; i++) {
 		const struct meta_commit *c = b->items[i];
 		conn_arg_u64(&r, silt_ino_seq(c->ino));
-		call_arg_time(&r, c->mtime);
+		call_arg_write_time(&r, c->mtime, c->drop_suid);
 		conn_arg_u64(&r, c->extent.off);
 		conn_arg_u64(&r, c->extent.len);
 		conn_arg_u64(&r, c->extent.flags & ~(unsigned)EXTENT_SKIP);
@@ -116,7 +116,7 @@ static void send_batch(struct meta *m, unsigned shard, struct batch *b)
 		const struct meta_commit *c = b->items[i];
 		uint8_t ext[SILT_EXTENT_ENCODED_MAX];
 		conn_arg_u64(&r, silt_ino_seq(c->ino));
-		call_arg_time(&r, c->mtime);
+		call_arg_write_time(&r, c->mtime, c->drop_suid);
 		conn_arg_u64(&r, c->extent.flags & EXTENT_HOLE ? 0 : c->extent.off + c->extent.len);
 		conn_arg(&r, ext, extent_encode(&c->extent, ext));
 		conn_arg_u64(&r, c->extent.off / SILT_WINDOW);

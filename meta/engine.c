@@ -78,6 +78,8 @@ static void warn_about(struct meta *m, const struct meta_server_info *i)
 	if (!i->append_only)
 		silt_warn(m->log, "redis has its append-only file off: a crash of redis loses metadata; "
 			  "set appendonly yes");
+	else if (strcmp(i->fsync, "no") == 0)
+		silt_warn(m->log, "redis has appendfsync no: a power cut may lose metadata; set everysec or always");
 	if (i->policy[0] && strcmp(i->policy, "noeviction") != 0)
 		silt_warn(m->log, "redis may evict metadata (maxmemory-policy %s); set noeviction", i->policy);
 	if (!i->listpack_set)

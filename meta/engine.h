@@ -128,6 +128,8 @@ struct conn_request *call_begin(struct meta *m, unsigned shard, enum meta_functi
 				size_t hint);
 void call_send(struct meta *m, enum meta_function fn, struct conn_request *r, conn_done done, void *arg);
 void call_arg_time(struct conn_request **r, struct silt_time t);
+/* Time of a write, and whether its writer's lack of privilege drops set-id bits: a byte more. */
+void call_arg_write_time(struct conn_request **r, struct silt_time t, bool drop_suid);
 bool function_writes(enum meta_function fn);
 /* Maps a reply to an error: 0 for an array that begins with an integer >= 0 (which goes to *code).
  * Error replies are logged. */

@@ -62,6 +62,7 @@ local EAGAIN, EXDEV, ENOTEMPTY, EPERM, EIO, ESTALE = -11, -18, -39, -1, -5, -116
 local WINDOW = 67108864
 local DIR, REG, LNK = 4, 8, 10 -- d_type
 local LINK_MAX = 65000
+local FILE_MAX = 4503599627370496
 
 local function damaged(what)
   error({ err = 'DAMAGED ' .. what })
@@ -130,16 +131,21 @@ local function entry_of(kind, shard, q, T)
   return char(kind + 64, shard % 256, floor(shard / 256)) .. put_seq(q)
 end
 
--- type, shard (nil: the bucket's own), sequence, moving
+local TYPE_OF = { [1] = 1, [2] = 2, [4] = 4, [6] = 6, [8] = 8, [10] = 10, [12] = 12 }
+local SHARDS_MAX = 4096
+
+-- type, shard (nil: the bucket's own), sequence, moving; nil: damaged
 local function entry_get(e)
-  local b = byte(e, 1)
+  local b, lo, hi = byte(e, 1, 3)
+  if not lo then return nil end
   local moving = b >= 128
   if moving then b = b - 128 end
   local shard, p = nil, 2
   if b >= 64 then
-    shard = byte(e, 2) + byte(e, 3) * 256
+    shard = lo + (hi or 255) * 256
     b, p = b - 64, 4
   end
+  if not TYPE_OF[b] or #e < p or #e > p + 5 or (shard and shard >= SHARDS_MAX) then return nil end
   local q, m = 0, 1
   for i = p, #e do
     q = q + byte(e, i) * m
@@ -148,9 +154,11 @@ local function entry_get(e)
   return b, shard, q, moving
 end
 
--- --- inode records
+local function damaged_entry(T, q, name)
+  damaged('entry "' .. name .. '" of directory ' .. shard_of(T) .. ':' .. fmt('%.0f', q))
+end
 
-local TYPE_OF = { [1] = 1, [2] = 2, [4] = 4, [6] = 6, [8] = 8, [10] = 10, [12] = 12 }
+-- --- inode records
 
 local function inode_key(T, q)
   return T .. 'i' .. hex(floor(q / 64)), q % 64
@@ -175,10 +183,11 @@ local function parse(s)
   end
   if r.kind == DIR then
     r.n, p = getv(s, p)
-    if not r.n or r.n < 1 then return nil end
+    if not r.n or r.n < 1 or r.n > 4294967296 then return nil end
   end
   r.mtime = sub(s, p, p + 8)
   p = p + 9
+  if #r.mtime < 9 then return nil end
   if b % 2 == 1 then
     r.ctime = sub(s, p, p + 8)
     p = p + 9
@@ -206,8 +215,11 @@ local function parse(s)
   r.size, p = getv(s, p)
   if not p then return nil end
   r.version, p = getv(s, p)
-  if not p or #r.mtime < 9 or #r.ctime < 9 then return nil end
+  if not p or #r.ctime < 9 then return nil end
   r.tail = sub(s, p)
+  local how = byte(r.tail, 1) or 255
+  if (r.kind == REG and (how > 2 or r.size > FILE_MAX)) or (r.kind == DIR and #r.tail ~= 8) or
+    (r.kind == LNK and how > 1) or r.version >= 2 * FILE_MAX then return nil end
   if r.adelta then
     local ms, mn = time_of(r.mtime)
     local ns = mn - r.adelta % 1000000000
@@ -280,9 +292,18 @@ local function get_dir(T, q) -- or nil, errno
   return d
 end
 
+-- Adds to a counter whose value an operation needs.
+local function next_of(T, counter, n)
+  local v = redis.pcall('HINCRBY', T .. 'c', counter, n)
+  if type(v) ~= 'number' then damaged('counter ' .. counter .. ' of shard ' .. shard_of(T)) end
+  return v
+end
+
+-- These counters tell how much there is. A damaged one stays as it is: it must not stop operations
+-- half-way.
 local function usage(T, inodes, bytes)
-  if inodes ~= 0 then call('HINCRBY', T .. 'c', 'i', inodes) end
-  if bytes ~= 0 then call('HINCRBY', T .. 'c', 'b', fmt('%.0f', bytes)) end
+  if inodes ~= 0 then redis.pcall('HINCRBY', T .. 'c', 'i', inodes) end
+  if bytes ~= 0 then redis.pcall('HINCRBY', T .. 'c', 'b', fmt('%.0f', bytes)) end
 end
 
 -- --- dentry buckets
@@ -486,8 +507,8 @@ end
 local function live(T, pack, delta)
   if pack == 0 or delta == 0 then return end
   local key, field = T .. 'l' .. hex(floor(pack / 64)), pack % 64
-  local left = call('HINCRBY', key, field, fmt('%.0f', delta))
-  if left <= 0 and delta < 0 then
+  local left = redis.pcall('HINCRBY', key, field, fmt('%.0f', delta)) -- no number: damaged, so never 0
+  if type(left) == 'number' and left <= 0 and delta < 0 then
     call('HDEL', key, field)
     call('SADD', T .. 'z', fmt('%.0f', pack))
   end
@@ -542,6 +563,13 @@ local function drop_suid(mode)
   return mode
 end
 
+-- Time of a write, 9 bytes; one more byte says that the writer has not the privilege by which set-id bits
+-- stay. Changes r.mode.
+local function time_of_write(r, now)
+  if #now > 9 then r.mode = drop_suid(r.mode) end
+  return sub(now, 1, 9)
+end
+
 -- --- requests sent again
 --
 -- Some functions see from what is there that they have been applied already. Others can't: the name that
@@ -568,7 +596,10 @@ local function answered(T, id)
   if not key then return nil, false end
   local s = call('HGET', key, n % REQUESTS)
   if not s then return nil, true end
-  local kept, reply = cmsgpack.unpack(s)
+  local ok, kept, reply = pcall(cmsgpack.unpack, s)
+  if not ok or type(kept) ~= 'number' or (type(reply) ~= 'number' and type(reply) ~= 'table') then
+    damaged('reply of request ' .. id)
+  end
   if kept == n then return reply end
   return nil, kept < n
 end

@@ -8,7 +8,7 @@
 -- counters once more, and not before what was being shared then has been committed.
 
 local data = {}
-local EFBIG, FILE_MAX = -27, 4503599627370496
+local EFBIG = -27
 
 -- dir, new sequence, mode (+ 65536 * umask), uid, gid, now, session, linkable, retry: a file that has no
 -- name, for as long as the session holds it. The flag LEASED of its record says that it may get its first
@@ -40,7 +40,7 @@ local function windows_in(T, q, first, last, limit)
   local key, out = T .. 'x' .. hex(q), {}
   if last - first > 256 and call('HLEN', key) <= 4096 then
     for _, field in ipairs(call('HKEYS', key)) do
-      local w = tonumber(field)
+      local w = tonumber(field) or damaged('window ' .. field .. ' of inode ' .. fmt('%.0f', q))
       if w >= first and w <= last then out[#out + 1] = w end
     end
     table.sort(out)
@@ -187,8 +187,7 @@ local function append_one(T, q, now, off, len, flags, pack, pack_off, stored)
     packs[pack] = (packs[pack] or 0) + stored
     done = done + n
   end
-  r.mode = drop_suid(r.mode)
-  bytes_changed(T, q, r, now, at + len, packs)
+  bytes_changed(T, q, r, time_of_write(r, now), at + len, packs)
   return r.version, at
 end
 
@@ -214,7 +213,7 @@ local function appended(T, q, pack, pack_off)
   end
 end
 
--- request, items of: inode, now, where the client takes the end to be, length, flags, pack, offset in it,
+-- request, items of: inode, time of the write, where the client takes the end to be, length, flags, pack, offset in it,
 -- stored, sent before; then retry. Reply: for each item its version (or an errno) and its place.
 function data.append(K, A)
   local T, out, again = K[1], { 0 }, A[#A] == '1'

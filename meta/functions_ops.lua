@@ -20,8 +20,8 @@ local function lookup(K, A)
   local d, key, entry = find_entry(T, q, name)
   if not d then return key end
   if not entry then return ENOENT end
-  local _, shard, iq = entry_get(entry)
-  if shard then return { 0, entry, '' } end
+  local kind, shard, iq = entry_get(entry)
+  if shard or not kind then return { 0, entry, '' } end -- a damaged one is for the client to name
   local key, field = inode_key(T, iq)
   return { 0, entry, call('HGET', key, field) or '' }
 end
@@ -58,7 +58,7 @@ local function readdir(K, A)
   local T, q, place, want, attrs = K[1], tonumber(A[1]), tonumber(A[2]), tonumber(A[3]), A[4] == '1'
   local d, e = get_dir(T, q)
   if not d then return e end
-  local out, count = { 0, '' }, 0
+  local out, count, buckets = { 0, '' }, 0, 0
   repeat
     local start, width = bucket_of(d.n, place)
     local all = call('HGETALL', bucket_key(T, q, start))
@@ -66,8 +66,8 @@ local function readdir(K, A)
       local n = #out
       out[n + 1], out[n + 2], out[n + 3] = all[i], all[i + 1], ''
       if attrs then
-        local _, shard, iq = entry_get(all[i + 1])
-        if not shard then
+        local kind, shard, iq = entry_get(all[i + 1])
+        if kind and not shard then
           local key, field = inode_key(T, iq)
           out[n + 3] = call('HGET', key, field) or ''
         end
@@ -75,7 +75,8 @@ local function readdir(K, A)
     end
     count = count + #all / 2
     place = start + width
-  until count >= want or place >= 4503599627370496
+    buckets = buckets + 1 -- a damaged number of buckets must not keep Redis busy
+  until count >= want or place >= 4503599627370496 or buckets >= 1000
   out[2] = place >= 4503599627370496 and '' or fmt('%.0f', place)
   return out
 end
@@ -119,9 +120,9 @@ local function make(K, A)
   if not d then return key end
   local again = A[14] == '1' and has_made(T, A[12], iq) -- whatever became of the name since
   if entry and not again then
-    local _, shard, oq = entry_get(entry)
+    local okind, shard, oq = entry_get(entry)
     local s = ''
-    if not shard then
+    if okind and not shard then
       local k, f = inode_key(T, oq)
       s = call('HGET', k, f) or ''
       if oq == iq then return { 0, entry, s } end -- sent again: we made it
@@ -250,7 +251,8 @@ local function link(K, A)
   return { 0, s, ds }
 end
 
--- dir, name, session that keeps it open or "", now, fill, transaction, checked, retry
+-- dir, name, session that keeps it open or "", now, fill, transaction, checked, retry. A damaged entry
+-- goes, and no inode is touched.
 -- Reply 0, entry, record afterwards, the directory's record; 1, entry, "", that: the inode is
 -- elsewhere, an intent was left; 2, entry: nothing was done, the inode is elsewhere and the caller must
 -- see first that it may go (its flags), then call again with that entry as `checked`.
@@ -265,6 +267,12 @@ local function unlink(K, A)
   if kind == DIR then return EISDIR end
   if moving then return EAGAIN end
   if d.flags >= IMMUTABLE then return EPERM end
+  if not kind then
+    call('HDEL', key, name)
+    local was_dir = (byte(entry, 1) or 0) % 16 == DIR and d.nlink > 2
+    local ds = touch_dir(T, q, d, -1, was_dir and -1 or 0, now, tonumber(A[5]))
+    return remember(T, A[6], { 0, entry, '', ds })
+  end
   if shard and A[7] ~= entry then return { 2, entry } end
   local code, s = 0, ''
   if shard then
@@ -290,6 +298,7 @@ local function rmdir(K, A)
   if not d then return key end
   if not entry then return A[6] == '1' and not certain and { 0 } or ENOENT end
   local kind, shard, iq, moving = entry_get(entry)
+  if not kind then damaged_entry(T, q, name) end
   if kind ~= DIR then return ENOTDIR end
   if moving then return EAGAIN end
   if d.flags >= IMMUTABLE then return EPERM end
@@ -309,6 +318,7 @@ local function is_below(T, q, top) -- is directory q the directory top, or below
     if q == top then return true end
     local d = get(T, q)
     if not d or q == 1 then return false end
+    if d.kind ~= DIR then damaged('parent of a directory: ' .. shard_of(T) .. ':' .. fmt('%.0f', q)) end
     local shard, parent = struct.unpack('<I2I6', d.tail)
     if shard ~= shard_of(T) then return false end -- the client forbade that case
     q = parent
@@ -339,13 +349,16 @@ local function rename(K, A)
   local src, dst = call('HGET', fkey, from), call('HGET', tkey, to)
   if not src then
     if A[13] ~= '1' or certain or not dst then return ENOENT end
-    local _, shard, iq = entry_get(dst)
+    local kind, shard, iq = entry_get(dst)
+    if not kind then damaged_entry(T, tq, to) end
     local r = not shard and get(T, iq)
     return { 0, dst, r and build(r) or '', '', '' }
   end
   local skind, sshard, sq, smoving = entry_get(src)
   local dkind, dshard, dq, dmoving
   if dst then dkind, dshard, dq, dmoving = entry_get(dst) end
+  if not skind then damaged_entry(T, fq, from) end
+  if dst and not dkind then damaged_entry(T, tq, to) end
   if smoving or dmoving then return EAGAIN end
   if dst and flags == 1 then return EEXIST end
   if not dst and flags == 2 then return ENOENT end
@@ -471,14 +484,13 @@ local function commit_one(T, q, now, stop, ext, win, pack, stored, packs, again)
     usage(T, 0, stop - r.size)
     r.size = stop
   end
-  r.mode = drop_suid(r.mode)
-  r.mtime = now
+  r.mtime = time_of_write(r, now)
   r.ctime = later(r.ctime, r.mtime) and r.ctime or r.mtime
   put(T, q, r)
   return r.version
 end
 
--- items of: inode, now, end, extent, window, pack, stored; then transaction, retry. Reply: a version or
+-- items of: inode, time of the write, end, extent, window, pack, stored; then transaction, retry. Reply: a version or
 -- errno each; a damaged record fails its own item only.
 local function commit(K, A)
   local T, out, packs, id, retry = K[1], {}, {}, A[#A - 1], A[#A]
@@ -498,8 +510,9 @@ end
 local function alloc(K, A)
   local n, known = tonumber(A[2]), tonumber(A[3])
   local at = tonumber(call('HGET', K[1] .. 'c', A[1]) or 0)
+  if not at then damaged('counter ' .. A[1] .. ' of shard ' .. shard_of(K[1])) end
   if at < known then call('HSET', K[1] .. 'c', A[1], fmt('%.0f', known)) end
-  return { 0, fmt('%.0f', call('HINCRBY', K[1] .. 'c', A[1], n) - n + 1) }
+  return { 0, fmt('%.0f', next_of(K[1], A[1], n) - n + 1) }
 end
 
 -- id (hex): notes it for the volume that is about to be made. Reply: 0, the id; that of an earlier note.

@@ -56,7 +56,7 @@ end
 local function truncate_windows(T, q, size, old)
   local key = T .. 'x' .. hex(q)
   if size == 0 then
-    local name = hex(q) .. ':' .. hex(call('HINCRBY', T .. 'c', 'g', 1))
+    local name = hex(q) .. ':' .. hex(next_of(T, 'g', 1))
     if call('EXISTS', key) == 1 then
       call('RENAME', key, T .. 'x' .. name)
       call('RPUSH', T .. 'g', 'X' .. name)

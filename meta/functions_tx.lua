@@ -4,7 +4,7 @@
 -- JSON, time to live (ms), session ("0": a new one; else it comes back after it was taken for dead), retry
 local function session_open(K, A)
   local T = K[1]
-  local sid = A[3] ~= '0' and tonumber(A[3]) or call('HINCRBY', T .. 'c', 's', 1)
+  local sid = A[3] ~= '0' and tonumber(A[3]) or next_of(T, 's', 1)
   call('HSET', T .. 'S', sid, A[1])
   call('ZADD', T .. 'H', now_ms() + tonumber(A[2]), sid)
   return { 0, sid }
@@ -135,7 +135,10 @@ local KEEP_S = 60 * 86400
 
 local function applied(T, tx)
   local s = call('GET', T .. 'a' .. tx)
-  return s and cmsgpack.unpack(s)
+  if not s then return nil end
+  local ok, result = pcall(cmsgpack.unpack, s)
+  if not ok or (type(result) ~= 'number' and type(result) ~= 'table') then damaged('step ' .. tx) end
+  return result
 end
 
 local function apply(T, tx, result)
@@ -234,7 +237,9 @@ local function x_clear(K, A) -- the result of a step
 end
 
 local function x_intents(K)
-  return { 0, unpack(call('HGETALL', K[1] .. 't')) }
+  local all = call('HGETALL', K[1] .. 't') -- may be too many for unpack()
+  table.insert(all, 1, 0)
+  return all
 end
 
 -- transaction, intent, dir, name, retry: marks an entry as being moved or removed by this transaction
@@ -245,11 +250,12 @@ local function x_mark(K, A)
   local key = dentry_key(T, q, d.n, name)
   local entry = call('HGET', key, name)
   if not entry then return ENOENT end
-  if byte(entry, 1) >= 128 then
+  local kind, shard, iq, moving = entry_get(entry)
+  if not kind then damaged_entry(T, q, name) end
+  if moving then
     if call('HEXISTS', T .. 't', A[1]) == 1 then return { 0, entry } end
     return EAGAIN
   end
-  local _, shard, iq = entry_get(entry)
   local r = not shard and get(T, iq)
   if d.flags >= IMMUTABLE or (r and r.flags >= IMMUTABLE) then return EPERM end
   call('HSET', key, name, char(byte(entry, 1) + 128) .. sub(entry, 2))
@@ -276,7 +282,7 @@ local function x_unmark(K, A)
   local d = get_dir(T, q)
   local key = d and dentry_key(T, q, d.n, name)
   local entry = d and call('HGET', key, name)
-  if not entry or byte(entry, 1) < 128 then return { 0 } end
+  if not entry or (byte(entry, 1) or 0) < 128 then return { 0 } end
   local clean = char(byte(entry, 1) - 128) .. sub(entry, 2)
   if A[4] == '1' then
     call('HDEL', key, name)
@@ -305,6 +311,7 @@ local function x_insert(K, A)
   if has_flag(d, IMMUTABLE) or (dst and d.flags >= IMMUTABLE) then return apply(T, tx, EPERM) end
   if dst then
     local dkind, dshard, dq, moving = entry_get(dst)
+    if not dkind then damaged_entry(T, q, name) end
     if moving then return EAGAIN end
     if A[7] == '1' then return apply(T, tx, EEXIST) end
     if kind == DIR and dkind ~= DIR then return apply(T, tx, ENOTDIR) end

@@ -142,12 +142,16 @@ struct meta_reply {
 	/* lookup (also of a name that is not there), getattr: what may be told to a kernel for long */
 	struct meta_seen seen;
 	bool existed; /* make: it was there before */
+	/* lookup, with -EIO: the name is there, but its entry or its inode's record is damaged or missing;
+	 * inode.attr.mode is its type as far as that is known, `first` the name's place. meta_unlink() removes such a name unless the
+	 * record is what does not decode. */
+	bool damaged;
 	const struct meta_dirpage *page; /* readdir; free with free() if *keep_page is set */
 	bool *keep_page;	 /* set it to keep `page` */
 	const void *data;	 /* readlink: target; window: the log; xattrs: see there */
 	size_t len;
 	struct meta_statfs statfs;
-	uint64_t first; /* alloc: first id; allocate, next_window: see there */
+	uint64_t first; /* alloc: first id; lookup: see `damaged`; allocate, next_window: see there */
 	uint64_t next;	/* next_window; windows: where to go on, 0: that was all */
 };
 typedef void (*meta_done)(void *arg, const struct meta_reply *r);
@@ -274,6 +278,7 @@ struct meta_commit {
 	 * cross a window's border; it is put where the end is. `again`: it may have been committed
 	 * before. Items with and without go out in calls of their own. */
 	bool append, again;
+	bool drop_suid; /* written by somebody without CAP_FSETID: set-id bits go */
 	int err;
 	uint64_t version;
 	uint64_t at; /* append: where it was put */

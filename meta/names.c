@@ -60,17 +60,26 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 	silt_ino ino = 0;
 	bool moving;
 	unsigned shard = silt_ino_shard(op->dir);
-	if (!entry || record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {
-		silt_error(op->m->log, "a directory entry in inode %llu is damaged",
-		           (unsigned long long)op->dir);
+	if (!entry || record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving) ||
+	    silt_ino_shard(ino) >= op->m->volume.shards) {
+		silt_error(op->m->log, "entry \"%.*s\" of directory %llu is damaged", (int)op->len,
+		           op->name, (unsigned long long)op->dir);
 		silt_count(op->m->metrics, M_META_DAMAGED, 1);
 		r->err = -EIO;
+		r->damaged = true;
+		r->inode.attr.mode = S_IFREG;
+		r->first = record_place(op->name, op->len);
 	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
 		put_name(op, entry, type, &r->seen);
 		finish_with_getattr(op, ino, r);
 		return;
 	} else {
 		r->err = reply_inode(op->m, ino, record, &r->inode);
+		if (r->err) {
+			r->damaged = true;
+			r->inode.attr.mode = type;
+			r->first = record_place(op->name, op->len);
+		}
 		if (!r->err && op->fn == F_LOOKUP)
 			r->seen.inode = cover_put_reply(op, ino, record);
 		if (!r->err)
@@ -335,12 +344,17 @@ static void end_unlink(struct op *op, redisReply *reply)
 	uint32_t type;
 	silt_ino ino = 0;
 	bool moving;
-	if (entry && entry->len &&
-	    record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len, &type, &ino,
-	                        &moving) == 0) {
+	bool good = entry && record_entry_decode(silt_ino_shard(op->dir), entry->str, entry->len,
+	                                         &type, &ino, &moving) == 0;
+	if (good) {
 		r.inode.attr.ino = ino;
 		if (record && record->len)
 			record_decode(ino, record->str, record->len, &r.inode, NULL, NULL);
+	} else if (reply->elements > 3) { /* not the answer to one that was sent again */
+		silt_warn(op->m->log,
+		          "entry \"%.*s\" of directory %llu was damaged and is removed; the inode "
+		          "that it named is left, if there is one",
+		          (int)op->len, op->name, (unsigned long long)op->dir);
 	}
 	take_dir(op, reply_at(reply, 3), &r);
 	op_end(op, &r);

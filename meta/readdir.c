@@ -53,7 +53,8 @@ static bool fill_dirent(struct op *op, const struct found *f, struct meta_dirent
 	struct meta *m = op->m;
 	bool moving;
 	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &d->type, &d->ino,
-				&moving)) {
+				&moving) ||
+	    silt_ino_shard(d->ino) >= m->volume.shards) {
 		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged", (int)f->name_len,
 			   f->name, (unsigned long long)op->dir);
 		silt_count(m->metrics, M_META_DAMAGED, 1);

@@ -152,7 +152,7 @@ int record_entry_decode(unsigned shard, const void *data, size_t len, uint32_t *
 	if (b & 0x40)
 		shard = (unsigned)silt_get_le(&r, 2);
 	size_t n = silt_left(&r);
-	if (r.bad || n == 0 || n > 6 || shard >= SILT_MAX_SHARDS || !record_kind((b & 15) << 12))
+	if (r.bad || (b & 0x30) || n == 0 || n > 6 || shard >= SILT_MAX_SHARDS || !record_kind((b & 15) << 12))
 		return -EUCLEAN;
 	*type = (b & 15) << 12;
 	*ino = silt_ino_make(shard, silt_get_le(&r, (unsigned)n));

@@ -224,6 +224,11 @@ static void test_small_file(void **state)
 	silt_ino ino = must_make(m, 1, "g", S_IFREG | 04755);
 	struct silt_extent e = { .off = 0, .len = 100, .pack = 3, .pack_off = 48, .stored = 140 };
 	assert_int_equal(commit1(m, ino, e), 0);
+	assert_int_equal(attr_of(m, ino).mode, S_IFREG | 04755); /* root's write */
+	struct meta_commit other = { .ino = ino, .extent = e, .mtime = now(), .drop_suid = true };
+	other.extent.pack_off = 480;
+	assert_int_equal(commit_(m, &other, 1), 0);
+	assert_int_equal(other.err, 0);
 	assert_int_equal(attr_of(m, ino).mode, S_IFREG | 0755);
 	e.len = 200;
 	assert_int_equal(commit1(m, ino, e), 0);

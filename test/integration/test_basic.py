@@ -607,6 +607,49 @@ def set_id_bits_go_on_write(t):
 
 
 @suite.case
+def who_writes_and_the_set_id_bits(t):
+    """A write by root, who has CAP_FSETID, keeps set-id bits, as on ext4; anybody else's clears them,
+    at once here and in Redis. In place, appended, and through a descriptor that both have."""
+    v = t.volume()
+    m = t.mount(v, options=["allow_other", "attr-timeout=0"])
+    other = t.mount(v, options=["attr-timeout=0"])
+    os.chmod(m.path, 0o755)
+
+    def mode(mount, name):
+        return oct(stat.S_IMODE(os.stat(mount / name).st_mode))
+
+    for name, flags in (("place", 0), ("append", os.O_APPEND)):
+        write(m / name, b"program")
+        os.chmod(m / name, 0o6777)
+        fd = os.open(m / name, os.O_WRONLY | flags)
+        os.write(fd, b"by root")
+        equal(mode(m, name), oct(0o6777), f"{name}: after a write by root")
+        os.fsync(fd)
+        equal(mode(m, name), oct(0o6777), f"{name}: when it is stored")
+        equal(mode(other, name), oct(0o6777), f"{name}: on another mount")
+        equal(os.system(f"echo by a shell >> {m / name}"), 0, "a shell's append")
+        equal(mode(m, name), oct(0o6777), f"{name}: after echo >>")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setgid(65533)
+                os.setuid(65533)
+                os.write(fd, b"by another")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        equal(os.waitpid(pid, 0)[1], 0, "the write by another user")
+        equal(mode(m, name), oct(0o777), f"{name}: at once after a write by another user")
+        os.write(fd, b"by root again")
+        os.close(fd)
+        equal(mode(m, name), oct(0o777), f"{name}: when that is stored")
+        equal(mode(other, name), oct(0o777), f"{name}: on another mount")
+        os.chmod(m / name, 0o4755)
+        write(m / name, b"new program")
+        equal(mode(other, name), oct(0o4755), f"{name}: kept again")
+
+
+@suite.case
 def permissions_of_others(t):
     """With allow_other the kernel checks permissions by the modes and owners stored."""
     v = t.volume()

@@ -267,6 +267,90 @@ def damaged_inode_record(t, shards):
     equal(read(m / "d/f7"), b"f7" * 100, "the restored record")
 
 
+@suite.cases_for(shards=[1, 8])
+def damaged_entry(t, shards):
+    """An entry of a directory that does not decode: that name is EIO, left out of listings, named in the
+    log and counted, and can be removed; all others are served."""
+    v = t.volume(shards=shards)
+    m = t.mount(v)
+    os.mkdir(m / "d")
+    names = [f"f{i}" for i in range(30)]
+    for n in names:
+        write(m / f"d/{n}", n.encode() * 100)
+    dirs = ["sub1", "sub2"]
+    for n in dirs:
+        os.mkdir(m / f"d/{n}")
+    ino = os.stat(m / "d").st_ino
+    m.umount()
+    c = v.redis.connect()
+    key = "{%d}d%x:0" % (ino >> 48, ino & ((1 << 48) - 1))
+    good = c.cmd("HGET", key, "f7")
+    check(good, f"no entry f7 in {key}: {c.cmd('HKEYS', key)}")
+    for bad in (b"", b"\x4f", b"\x08", b"\xff" * 12, b"\x18" + good[1:], b"\x48\xff\x0f", b"\x48\xff\x0f\x05",
+                b"\x03" + good[1:], good + b"\1" * 8):
+        c.cmd("HSET", key, "f7", bad)
+        m = t.mount(v)
+        m.expect("damaged", " error: ", "DAMAGED")
+        what = f"with the entry {bad!r}"
+        elsewhere = bad == b"\x48\xff\x0f\x05"  # well formed, of a shard that the volume does not have
+        for call in () if elsewhere else (os.stat, os.lstat, read, lambda p: write(p, b"x"), os.listdir, os.readlink, os.rmdir,
+                     lambda p: os.chmod(p, 0o600), lambda p: os.rename(p, m / "d/g"),
+                     lambda p: os.rename(m / "d/f8", p)):
+            try:
+                call(m / "d/f7")
+                raise silt.Failure(f"an operation on the name went through {what}")
+            except OSError as e:
+                check(e.errno in (errno.EIO, errno.ENOTDIR, errno.EINVAL, errno.EBUSY),
+                      f"{os.strerror(e.errno)} {what}")
+        with raises(errno.EIO, f"stat {what}"):
+            os.stat(m / "d/f7")
+        equal(sorted(os.listdir(m / "d")), sorted(set(names) - {"f7"} | set(dirs)), f"listed {what}")
+        for n in names:
+            if n != "f7":
+                equal(read(m / f"d/{n}"), n.encode() * 100, f"{n} {what}")
+        log_names(m, rf"f7.*\b{ino}\b")
+        check(m.counters().get("meta.damaged_records", 0) > 0, "meta.damaged_records counts it")
+        p = t.siltfs("debug", "digest", m / "d", check_status=False)
+        equal(p.returncode, 0, f"debug digest {what} ({p.err})")
+        write(m / "d/new", b"goes on")
+        os.unlink(m / "d/new")
+        m.umount()
+    m = t.mount(v)
+    m.expect("damaged", " error: ", "DAMAGED")
+    silt.run("rm", m / "d/f7")
+    log_names(m, rf"f7.*\b{ino}\b.*removed")
+    check(not os.path.lexists(m / "d/f7"), "it is gone")
+    write(m / "d/f7", b"anew")
+    equal(read(m / "d/f7"), b"anew", "the name can be used again")
+    silt.run("rm", "-r", m / "d")
+    check(not os.path.lexists(m / "d"), "the directory can be emptied and removed: its count was right")
+    m.umount()
+
+
+@suite.case
+def name_without_an_inode(t):
+    """An entry whose inode is not there: EIO, and it can be removed, as what it was."""
+    v = t.volume()
+    m = t.mount(v)
+    os.mkdir(m / "d")
+    os.mkdir(m / "d/sub")
+    write(m / "d/file", b"x")
+    inodes = [os.stat(m / f"d/{n}").st_ino for n in ("sub", "file")]
+    m.umount()
+    for ino in inodes:
+        key, field = inode_key(ino)
+        equal(v.redis.connect().cmd("HDEL", key, field), 1, f"records removed of {ino}")
+    m = t.mount(v)
+    m.expect("damaged", " error: ")
+    for n in ("sub", "file"):
+        with raises(errno.EIO, f"stat of {n}"):
+            os.stat(m / f"d/{n}")
+        log_names(m, "is not there")
+    silt.run("rm", m / "d/file")
+    os.rmdir(m / "d/sub")
+    os.rmdir(m / "d")
+
+
 @suite.case
 def damaged_extent_log(t):
     """The extents of one big file are garbage: EIO for it, the rest goes on."""

@@ -794,18 +794,49 @@ def containers_that_share_the_run_folder(t):
     silt.wait_until(lambda: not os.listdir(run_dir), "the sockets to go", 20)
 
 
+def installed(t):
+    """What `ninja install` puts where: a folder that stands for /, and the files in it."""
+    root = t.folder("root")
+    env = {**os.environ, "DESTDIR": root}
+    p = subprocess.run(["ninja", "-C", silt.BUILD, "install"], env=env, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT, text=True)
+    equal(p.returncode, 0, f"ninja install ({p.stdout[-2000:]})")
+    return root, [os.path.join(d, f)[len(root):] for d, _, fs in os.walk(root) for f in fs]
+
+
+@suite.case
+def installs_what_belongs_together(t):
+    """DESTDIR is respected; the helper lies where mount(8) looks, not below the prefix."""
+    root, files = installed(t)
+    check("/sbin/mount.siltfs" in files, f"/sbin/mount.siltfs in {files}")
+    for name in ("/bin/siltfs", "/bin/warmup", "/man1/siltfs.1"):
+        check(any(f.endswith(name) for f in files), f"{name} in {files}")
+    for f in files:
+        if os.path.islink(root + f):
+            to = os.path.normpath(os.path.join(os.path.dirname(f), os.readlink(root + f)))
+            check(to in files, f"{f} leads to {to}, which is not installed")
+    program = root + next(f for f in files if f.endswith("/bin/siltfs"))
+    check("siltfs" in silt.run(program, "--version").out, "the installed program runs")
+
+
 @suite.case
 def by_mount_8_and_fstab(t):
     """`mount -t siltfs` through the helper, as fstab uses it."""
     v = t.volume()
     mp = t.folder("fstab")
     t.finally_do(lambda: subprocess.run(["umount", "-l", mp], stderr=subprocess.DEVNULL))
-    # In a mount namespace of our own, so that /sbin stays as it is.
+    # As installed, but in a mount namespace of our own, so that /sbin stays as it is.
+    root, files = installed(t)
+    helper = next(p for p in files if p.endswith("/mount.siltfs"))
+    program = next(p for p in files if p.endswith("/bin/siltfs"))
+    equal(os.readlink(root + helper), program, "what the helper is a link to")
     script = f"""
 set -e
 mkdir -p {t.tmp}/sbin && cp -a /sbin/. {t.tmp}/sbin/ 2>/dev/null || true
-ln -sf {SILTFS} {t.tmp}/sbin/mount.siltfs
-mount --bind {t.tmp}/sbin "$(readlink -f /sbin)"
+cp -a {root}{helper} {t.tmp}/sbin/
+mount --bind {t.tmp}/sbin "$(readlink -f {os.path.dirname(helper)})"
+mkdir -p {os.path.dirname(program)}
+mount --bind {root}{os.path.dirname(program)} {os.path.dirname(program)}
 echo '{v.address} {mp} siltfs rw,noatime,_netdev,cache-size=256M,free-space-ratio=0.001,cache-dir={t.folder('c')} 0 0' \
 	> {t.tmp}/fstab
 mount -T {t.tmp}/fstab {mp}
@@ -819,6 +850,55 @@ umount {mp}
 """
     p = silt.run("unshare", "-m", "sh", "-c", script, check_status=False)
     equal((p.returncode, p.out), (0, "through-fstab\n" * 2), f"mount -t siltfs ({p.err})")
+
+
+@suite.case
+def words_of_lost_data_are_tidied_up(t):
+    """A daemon that could not store data leaves word for `siltfs umount`. Ended in another way, nobody
+    reads that; a later mount removes it once it is old."""
+    run_dir = t.folder("run")
+    os.chmod(run_dir, 0o700)
+    old, new, not_ours = (os.path.join(run_dir, n) for n in
+                          ("17-0000abcd.sock.failed", "18-0000abce.sock.failed", "notes.failed"))
+    for path in (old, new, not_ours):
+        with open(path, "w") as f:
+            f.write("some written data could not be stored\n")
+    for path in (old, not_ours):
+        os.utime(path, (1000, 1000))
+    v = t.volume()
+    t.mount(v, env={"SILTFS_RUN_DIR": run_dir}).umount()
+    equal(sorted(os.listdir(run_dir)), sorted(os.path.basename(p) for p in (new, not_ours)), "what is left")
+
+
+@suite.case
+def settings_of_redis_are_reported(t):
+    """format prints how Redis keeps metadata, format and mount warn of what loses it."""
+    def both(*options):
+        v = t.volume(redis=t.redis(options=options))
+        m = t.mount(v)
+        text = m.log_text()
+        m.umount()
+        return v.format_output, text
+    said, log = both()
+    check("append-only file on, fsync everysec" in said and "warning" not in said, f"format said {said!r}")
+    check(not re.search("redis (has|may|does)", log), f"mount said {log!r}")
+    said, log = both("--appendonly", "no")
+    check("append-only file off" in said and "warning: metadata is lost when Redis restarts" in said,
+          f"format said {said!r}")
+    check("append-only file off" in log, f"mount said {log!r}")
+    said, log = both("--appendfsync", "no")
+    check("fsync no" in said and "warning: a power cut may lose metadata" in said, f"format said {said!r}")
+    check("appendfsync" in log, f"mount said {log!r}")
+    said, log = both("--maxmemory-policy", "allkeys-lru")
+    check("warning: Redis may evict metadata" in said, f"format said {said!r}")
+    check("may evict metadata" in log, f"mount said {log!r}")
+    # One that does not let siltfs set anything.
+    r = t.redis()
+    r.cmd("ACL", "SETUSER", "default", "-config|set")
+    v = t.volume(redis=r)
+    check("warning: metadata takes more memory" in v.format_output, f"format said {v.format_output!r}")
+    m = t.mount(v)
+    check("hash-max-listpack-value" in m.log_text(), f"mount said {m.log_text()!r}")
 
 
 @suite.case
