@@ -246,7 +246,15 @@ do
 
   local function waiter(T, kind, q, id)
     local s = call('HGET', record_key(T, kind, q), id)
-    return s and cmsgpack.unpack(s)
+    if not s then return nil end
+    local ok, w = pcall(cmsgpack.unpack, s)
+    local r = ok and type(w) == 'table' and w.range
+    if type(r) ~= 'table' or #r ~= 5 or type(w.owner) ~= 'string' or type(w.head) ~= 'string' or
+      #w.head ~= 5 or type(w.since) ~= 'number' then return nil end -- damaged: nobody waits there
+    for i = 1, 5 do
+      if type(r[i]) ~= 'number' or r[i] < 0 or r[i] > BOTTOM then return nil end
+    end
+    return w
   end
 
   local function waiter_put(T, kind, q, id, w)
@@ -283,7 +291,7 @@ do
   end
 
   local function tell(w, id, code)
-    redis.pcall('PUBLISH', w.channel, 'L' .. code .. ' ' .. id)
+    redis.pcall('PUBLISH', tostring(w.channel), 'L' .. code .. ' ' .. id)
   end
 
   -- Does one of these, who came earlier, hold r back?

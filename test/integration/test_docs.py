@@ -15,7 +15,7 @@ suite = silt.Suite(needs_fuse=False)
 
 # What the kernel or Redis says, not siltfs.
 FROM_ELSEWHERE = {"/dev/fuse", "Input/output error", "Transport endpoint is not connected",
-                  "Connection refused"}
+                  "No locks available"}
 
 
 def readme(begin, end):
