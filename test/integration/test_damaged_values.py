@@ -7,6 +7,7 @@ time to a copy of the volume in which some values were damaged first."""
 # timeout: 400
 
 import codecs
+import fcntl
 import mmap
 import os
 import random
@@ -50,6 +51,37 @@ def before(m):
                 f.write(payload(at, 3000))
                 f.flush()
                 os.fsync(f.fileno())
+
+
+def locks(m, other, snapshot):
+    """Locks of both kinds, of two mounts; with some held and some waiting, calls `snapshot`."""
+    def take(mount, call):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.closerange(3, 256)  # a flock lives as long as anybody has the descriptor
+                with open(mount / "d/f1", "r+b") as mine:
+                    call(mine)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return pid
+
+    with open(m / "d/f1", "r+b") as f, open(m / "d/f2", "r+b") as g:
+        for start in range(0, 100, 10):
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, start)
+        fcntl.lockf(f, fcntl.LOCK_UN, 3, 20)
+        fcntl.flock(g, fcntl.LOCK_SH)
+        fcntl.flock(g, fcntl.LOCK_EX)
+        fcntl.flock(f, fcntl.LOCK_EX)
+        children = [take(mount, lambda f, call=call: call(f, fcntl.LOCK_EX))
+                    for mount in (m, other) for call in (fcntl.lockf, fcntl.flock)]
+        c = snapshot.connect()
+        silt.wait_until(lambda: sum(c.cmd("ZCARD", k) for k in c.cmd("KEYS", "*}w[PF]*")) == 4, "four waiters")
+        state = Volume(c)
+    for pid in children:
+        equal(os.waitpid(pid, 0)[1], 0, "a process that waited for a lock")
+    return state
 
 
 def load(m, tops):
@@ -145,7 +177,20 @@ class Recorder:
                 out.append(args)
 
 
-def by_hand(calls, shards):
+def of_locks(calls):
+    """What may be asked about each lock that is set in `calls`."""
+    out = []
+    for _, name, one, key, q, waiter, owner, what, span, *_ in (a for a in calls if a[1] == b"silt1_lock_set"):
+        out += [[b"FCALL_RO", b"silt1_lock_get", one, key, q, owner[:1] + b"9.9", what, span],
+                [b"FCALL_RO", b"silt1_lock_blockers", one, key, q, waiter],
+                [b"FCALL", b"silt1_lock_wake", one, key, q, owner[:1], b"0"],
+                [b"FCALL", b"silt1_lock_cancel", one, key, q, waiter, owner, what, span, b"0"],
+                [b"FCALL", b"silt1_lock_place", one, b"{0}", owner, b"0 2 " + waiter, owner, b"0"],
+                [b"FCALL", b"silt1_lock_unplace", one, b"{0}", owner, b"0 2 " + waiter, b"0"]]
+    return out
+
+
+def by_hand():
     """Of functions that the load does not call: what their comments say they take."""
     T, time9 = b"{0}", b"\0" * 9
     given = {
@@ -241,6 +286,9 @@ def no_script_error_comes_of_damaged_values(t, shards):
     start = Volume(c)
     recorder = Recorder(v.redis)
     m = t.mount(v, options=["attr-timeout=0", "entry-timeout=0", "dir-entry-timeout=0"])
+    other = t.mount(v)
+    held = locks(m, other, v.redis)
+    other.umount()
     load(m, ["d", "e", "acl"])
     m.umount()
     calls = recorder.calls()
@@ -249,14 +297,14 @@ def no_script_error_comes_of_damaged_values(t, shards):
     functions = {f[1].decode()[len("silt1_"):]
                  for lib in (dict(zip(lib[::2], lib[1::2])) for lib in c.cmd("FUNCTION", "LIST"))
                  for f in lib[b"functions"]}
-    more = by_hand(calls, shards)
-    recorded = {a[1].decode()[len("silt1_"):] for a in calls}
+    more = by_hand()
+    recorded = {a[1].decode()[len("silt1_"):] for a in calls + of_locks(calls)}
     equal(sorted(functions - recorded - set(more)), [], "functions that are not called")
-    calls += [a for n, a in more.items() if n in functions]
+    calls += [a for n, a in more.items() if n in functions] + of_locks(calls)
     rng = random.Random(20 + shards)
     damaged_said = longest = 0
     for i in range(ROUNDS):
-        state = rng.choice((start, end))
+        state = rng.choice((start, held, end))
         state.restore()
         types = {k: kind for k, (_, kind) in state.dump.items()}
         kinds = sorted({kind_of(k) for k in types})
