@@ -29,6 +29,7 @@ struct queue {
 struct page_drop {
 	struct page_drop *next;
 	silt_ino ino;
+	uint64_t version; /* of which they are not */
 };
 
 /* A file that was opened not long ago. */
@@ -117,15 +118,35 @@ static silt_ino inode_of(const struct bucket *b, const char *name, size_t len)
 	return silt_ino_make(id->shard, id->seq * INODES + index % INODES);
 }
 
+/* Tells the kernel to forget the attributes, unless it has heard of the change. Under the node's
+ * lock: a lock that is granted meanwhile waits for it (ops_lock.c). */
+static void forget_inode(struct fs *fs, silt_ino ino)
+{
+	struct silt_inode now;
+	struct node *n = node_get(fs, ino);
+	if (n)
+		silt_lock(&n->lock);
+	bool knows =
+	        meta_is_told(fs->cfg.meta, ino) || (n && meta_remembers(fs->cfg.meta, ino, &now) &&
+	                                            now.attr.version <= n->kernel_version &&
+	                                            now.attr.ctime.sec == n->kernel_ctime.sec &&
+	                                            now.attr.ctime.nsec == n->kernel_ctime.nsec);
+	if (!knows) {
+		flags_drop(&fs->flags, ino);
+		drop_attr(fs, ino);
+	}
+	if (n) {
+		silt_unlock(&n->lock);
+		node_put(fs, n);
+	}
+}
+
 static void drop_attrs(struct fs *fs, const struct bucket *b)
 {
 	const char *name;
 	size_t len;
-	for (unsigned at = 0; bucket_told(b, &at, &name, &len);) {
-		silt_ino ino = inode_of(b, name, len);
-		flags_drop(&fs->flags, ino);
-		drop_attr(fs, ino);
-	}
+	for (unsigned at = 0; bucket_told(b, &at, &name, &len);)
+		forget_inode(fs, inode_of(b, name, len));
 }
 
 /* --- open files --------------------------------------------------------------------------- */
@@ -141,18 +162,24 @@ struct check {
 	struct node *node;
 };
 
-static void drop_pages(struct fs *fs, silt_ino ino)
+static void drop_pages(struct fs *fs, silt_ino ino, uint64_t version)
 {
 	struct coherence *c = fs->coherence;
 	struct page_drop *d = malloc(sizeof(*d));
 	if (!d)
 		return; /* the next open compares versions */
 	d->ino = ino;
+	d->version = version;
 	silt_lock(&c->lock);
 	d->next = c->drops;
 	c->drops = d;
 	silt_cond_signal(&c->wake_entries);
 	silt_unlock(&c->lock);
+}
+
+void coherence_not_given(struct fs *fs, silt_ino ino)
+{
+	drop_pages(fs, ino, UINT64_MAX);
 }
 
 static void checked(void *arg, const struct meta_reply *reply)
@@ -161,6 +188,7 @@ static void checked(void *arg, const struct meta_reply *reply)
 	struct fs *fs = k->fs;
 	struct node *n = k->node;
 	bool gone = reply->err == -ENOENT, changed = gone, pages = false;
+	uint64_t version = reply->inode.attr.version;
 	if (!reply->err) {
 		struct silt_inode inode = reply->inode;
 		silt_lock(&n->lock);
@@ -176,7 +204,7 @@ static void checked(void *arg, const struct meta_reply *reply)
 		                &reply->seen); /* so that it comes here again */
 	}
 	if (pages)
-		drop_pages(fs, n->ino);
+		drop_pages(fs, n->ino, version);
 	if (changed)
 		fs_inode_changed(fs, n, gone);
 	node_put(fs, n);
@@ -355,6 +383,21 @@ static void *first_main(void *arg)
 	return NULL;
 }
 
+static void forget_pages(struct fs *fs, const struct page_drop *d)
+{
+	struct node *n = node_get(fs, d->ino);
+	bool knows = false;
+	if (n) {
+		silt_lock(&n->lock);
+		knows = n->kernel_version >= d->version;
+		silt_unlock(&n->lock);
+		node_put(fs, n);
+	}
+	/* Not under the lock: the kernel waits for pages that are being read. */
+	if (!knows)
+		fuse_lowlevel_notify_inval_inode(fs->se, d->ino, 0, 0);
+}
+
 static void *entries_main(void *arg)
 {
 	struct coherence *c = arg;
@@ -373,7 +416,7 @@ static void *entries_main(void *arg)
 		if (b)
 			drop_names(c->fs, b);
 		if (d)
-			fuse_lowlevel_notify_inval_inode(c->fs->se, d->ino, 0, 0);
+			forget_pages(c->fs, d);
 		free(d);
 		silt_lock(&c->lock);
 		if (b)

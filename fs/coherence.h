@@ -26,6 +26,11 @@
  * An answer may be on its way to the kernel while a notification overtakes it. So what was told
  *less than RECENT_NS before is notified again AGAIN_NS later.
  *
+ * A notification also makes the kernel throw the answer to a GETATTR away that is on its way, and
+ *read(2) goes on with the old size then. So none is sent for what the kernel has been told since,
+ *or will ask for since a lock was granted: a push that is late must not spoil what an open or a
+ *lock has just made right.
+ *
  * Open files. One that is open for longer than YOUNG_NS is watched, and when its bucket changes it
  *is asked for: its node gets the new attributes, its pages go if the version is another one, and
  * fs_inode_changed() hears of it. */
@@ -55,6 +60,10 @@ double coherence_entry_timeout(struct fs *fs, silt_ino dir, unsigned type, bool 
                                const struct meta_seen *seen);
 /* For how long at most something may be told that is not remembered; `option` seconds or less. */
 double coherence_untold(struct fs *fs, double option);
+
+/* An answer with attributes of `ino` could not be given to the kernel, which may have older ones.
+ */
+void coherence_not_given(struct fs *fs, silt_ino ino);
 
 /* A file was opened here with `flags`: looked after when it stays open. */
 void coherence_opened(struct fs *fs, silt_ino ino, int flags);

@@ -252,6 +252,14 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 	}
 }
 
+void node_kernel_knows_locked(struct node *n)
+{
+	if (n->attr.version < n->kernel_version)
+		return;
+	n->kernel_version = n->attr.version;
+	n->kernel_ctime = n->attr.ctime;
+}
+
 void fs_overlay(struct fs *fs, struct silt_inode *inode)
 {
 	atime_overlay(fs, &inode->attr);
@@ -262,6 +270,7 @@ void fs_overlay(struct fs *fs, struct silt_inode *inode)
 		return;
 	silt_lock(&n->lock);
 	node_merge_locked(n, inode);
+	node_kernel_knows_locked(n);
 	silt_unlock(&n->lock);
 	node_put(fs, n);
 }

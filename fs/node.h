@@ -55,6 +55,9 @@ struct node {
 	/* Commits of several segments may be learned out of order: how many versions below
 	 * attr.version are still to come, and the last version without such gaps. */
 	uint64_t gaps, whole_version;
+	/* Of the inode that the kernel was told, or told to ask for, last (coherence.h). */
+	uint64_t kernel_version;
+	struct silt_time kernel_ctime;
 	bool asking;                 /* a meta_getattr for the map is on its way */
 	struct request *map_waiters; /* reads that wait for the map or a window */
 	struct write_buffer buffer;
@@ -122,6 +125,9 @@ struct node_walk {
 	size_t slot;
 };
 size_t node_walk(struct fs *fs, struct node_walk *w, silt_ino *out, size_t max);
+
+/* The kernel is being told the node's attributes, or will ask for them. Lock held. */
+void node_kernel_knows_locked(struct node *n);
 
 /* Takes a record that Redis gave; *inode becomes what this mount sees. Call with the lock held. */
 void node_merge_locked(struct node *n, struct silt_inode *inode);

@@ -66,6 +66,8 @@ static void reply_attr_for(struct request *r, const struct silt_inode *inode, do
 	fs_fill_stat(&seen.attr, &st);
 	if (request_claim(r))
 		fuse_reply_attr(r->req, &st, seconds);
+	else
+		coherence_not_given(r->fs, seen.attr.ino);
 	request_free(r);
 }
 
@@ -121,7 +123,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	request_arm(r);
-	meta_getattr_relaxed(r->fs->cfg.meta, ino, getattr_done, r);
+	meta_getattr_for_kernel(r->fs->cfg.meta, ino, getattr_done, r);
 }
 
 /* --- SETATTR ------------------------------------------------------------------------------ */

@@ -220,7 +220,7 @@ static void page_done(void *arg, const struct meta_reply *reply)
 		/* Nothing after the cookie here: an empty answer would be the end. */
 		uint64_t next = p.page->next;
 		free((void *)p.page);
-		meta_readdir_relaxed(r->fs->cfg.meta, r->ino, next, PAGE_WANT, r->plus, page_done, r);
+		meta_readdir_for_kernel(r->fs->cfg.meta, r->ino, next, PAGE_WANT, r->plus, page_done, r);
 		return;
 	}
 	answer(r, p, i);
@@ -254,7 +254,7 @@ static void readdir(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, size_t 
 	}
 	free((void *)p.page);
 	request_arm(r);
-	meta_readdir_relaxed(r->fs->cfg.meta, ino, ask, PAGE_WANT, r->plus, page_done, r);
+	meta_readdir_for_kernel(r->fs->cfg.meta, ino, ask, PAGE_WANT, r->plus, page_done, r);
 }
 
 void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)

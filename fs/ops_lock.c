@@ -98,6 +98,8 @@ static bool see_inode(struct request *r, const struct meta_lock_reply *reply)
 		file_map_forget(&n->map); /* nobody knows: whoever reads asks */
 	}
 	r->off = n->whole_version;
+	if (reply->has_inode)
+		node_kernel_knows_locked(n);
 	silt_unlock(&n->lock);
 	return !reply->has_inode || !opened_is(&r->fs->opened, r->ino, r->off);
 }

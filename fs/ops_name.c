@@ -120,6 +120,8 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	              r->kind == KIND_LOOKUP ? &reply->seen : NULL, &e);
 	if (request_claim(r))
 		fuse_reply_entry(r->req, &e);
+	else
+		coherence_not_given(fs, e.ino);
 	request_free(r);
 }
 
@@ -129,7 +131,7 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (!r)
 		return;
 	request_arm(r);
-	meta_lookup_relaxed(r->fs->cfg.meta, parent, name, strlen(name), entry_done, r);
+	meta_lookup_for_kernel(r->fs->cfg.meta, parent, name, strlen(name), entry_done, r);
 }
 
 /* Node ids are inode numbers: there is nothing to forget. */

@@ -115,12 +115,15 @@ bool bucket_part_with(struct buckets *t, struct bucket *b, struct bucket **gone)
 
 /* Lock held; *gone gets buckets to hand over. */
 static uint32_t put(struct buckets *t, struct shelf *s, const struct bucket_id *id, const char *name,
-		    size_t name_len, const void *data, size_t len, struct bucket **gone)
+		    size_t name_len, const void *data, size_t len, bool replaces, struct bucket **gone)
 {
+	uint8_t told = 0;
 	struct bucket *b = bucket_find_or_make(t, s, id);
 	struct item *it = b ? bucket_find_item(b, name, name_len) : NULL;
 	if (it && !bucket_same_data(b, it, data, len)) {
-		if (it->flags & ITEM_TOLD) { /* the kernel was told something else */
+		if (replaces)
+			told = it->flags & ITEM_TOLD;
+		if ((it->flags & ITEM_TOLD) && !replaces) {
 			it->flags |= ITEM_DIFFERS;
 			if (!bucket_part_with(t, b, gone)) {
 				bucket_detach(t, s, b, gone);
@@ -135,6 +138,7 @@ static uint32_t put(struct buckets *t, struct shelf *s, const struct bucket_id *
 		it = bucket_add_item(t, s, b, name, name_len, data, len);
 	if (!it)
 		return 0;
+	it->flags |= told;
 	if (b->tracked)
 		it->flags |= ITEM_CHECKED;
 	if (t->bring_whole && !b->whole && b->n >= WANT_WHOLE)
@@ -145,7 +149,7 @@ static uint32_t put(struct buckets *t, struct shelf *s, const struct bucket_id *
 }
 
 uint32_t buckets_put(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
-		     const void *data, size_t len)
+		     const void *data, size_t len, bool replaces)
 {
 	struct shelf *s = bucket_shelf(t, id);
 	struct bucket *gone = NULL;
@@ -154,7 +158,7 @@ uint32_t buckets_put(struct buckets *t, const struct bucket_id *id, const char *
 		return 0;
 	silt_lock(&s->lock);
 	if (atomic_load(&t->up)) {
-		stamp = put(t, s, id, name, name_len, data, len, &gone);
+		stamp = put(t, s, id, name, name_len, data, len, replaces, &gone);
 		buckets_evict(t, s, &gone);
 	}
 	silt_unlock(&s->lock);
@@ -199,6 +203,17 @@ bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp)
 		b->told_ns = silt_now_ns();
 	silt_unlock(&s->lock);
 	return ok;
+}
+
+bool buckets_is_told(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len)
+{
+	struct shelf *s = bucket_shelf(t, id);
+	silt_lock(&s->lock);
+	struct bucket *b = *bucket_slot(s, id);
+	struct item *it = b ? bucket_find_item(b, name, name_len) : NULL;
+	bool told = it && (it->flags & ITEM_TOLD);
+	silt_unlock(&s->lock);
+	return told;
 }
 
 static bool copy_out(const struct bucket *b, const struct item *it, void *data, size_t cap, size_t *len)

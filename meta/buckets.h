@@ -89,15 +89,19 @@ bool buckets_are_up(struct buckets *t);
 
 /* --- items */
 
-/* A reply brought an item (`len` 0: there is none such). Returns its stamp; 0: not taken. */
+/* A reply brought an item (`len` 0: there is none such). Returns its stamp; 0: not taken. If the kernel was
+ * told something else, that is handed over; not if this reply is on its way to the kernel (`replaces`). */
 uint32_t buckets_put(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
-		     const void *data, size_t len);
+		     const void *data, size_t len, bool replaces);
 
 /* Something here would be useful (`name` NULL: all of it): the next cover call brings it. */
 void buckets_want(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len);
 
 /* True: the kernel may be given the item for long; it will be told when it changes. */
 bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp);
+
+/* Has the kernel been told the item as it was put last? */
+bool buckets_is_told(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len);
 
 enum bucket_answer { BUCKET_UNKNOWN, BUCKET_ABSENT, BUCKET_PRESENT };
 

@@ -321,7 +321,8 @@ static bool worth_it(struct cover *c, const struct bucket_id *id)
 	return atomic_exchange_explicit(at, mark, memory_order_relaxed) == mark;
 }
 
-uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t len, bool surely)
+uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t len, bool surely,
+			 bool replaces)
 {
 	struct cover *c = m->cover;
 	char name[4];
@@ -330,14 +331,15 @@ uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t 
 	struct bucket_id id = bucket_of_inode(ino);
 	if (!worth_it(c, &id) && !surely)
 		return 0;
-	uint32_t stamp = buckets_put(c->table, &id, name, bucket_inode_name(ino, name), data, len);
+	uint32_t stamp = buckets_put(c->table, &id, name, bucket_inode_name(ino, name), data, len,
+				     replaces);
 	kick(c, BUCKET_WAIT_MS);
 	return stamp;
 }
 
 uint32_t cover_put_reply(struct op *op, silt_ino ino, const redisReply *record)
 {
-	return cover_put_inode(op->m, ino, record->str, record->len, op->watch);
+	return cover_put_inode(op->m, ino, record->str, record->len, op->watch, op->to_kernel);
 }
 
 uint64_t cover_buckets_of(struct meta *m, silt_ino dir)
@@ -360,7 +362,7 @@ uint32_t cover_put_name(struct meta *m, silt_ino dir, uint64_t buckets, const ch
 	if (!c || !buckets)
 		return 0;
 	struct bucket_id id = bucket_of_place(dir, buckets, record_place(name, name_len));
-	uint32_t stamp = buckets_put(c->table, &id, name, name_len, data, len);
+	uint32_t stamp = buckets_put(c->table, &id, name, name_len, data, len, false);
 	*start = id.start;
 	kick(c, BUCKET_WAIT_MS);
 	return stamp;
@@ -395,6 +397,27 @@ bool meta_tell_name(struct meta *m, silt_ino dir, const struct meta_seen *seen)
 	struct bucket_id id = { .seq = silt_ino_seq(dir), .start = seen->start,
 				.shard = (uint16_t)silt_ino_shard(dir), .names = true };
 	return buckets_tell(m->cover->table, &id, seen->name);
+}
+
+bool meta_is_told(struct meta *m, silt_ino ino)
+{
+	char name[4];
+	if (!m->cover)
+		return false;
+	struct bucket_id id = bucket_of_inode(ino);
+	return buckets_is_told(m->cover->table, &id, name, bucket_inode_name(ino, name));
+}
+
+bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out)
+{
+	char name[4], record[8192];
+	size_t len;
+	if (!m->cover)
+		return false;
+	struct bucket_id id = bucket_of_inode(ino);
+	return buckets_peek(m->cover->table, &id, name, bucket_inode_name(ino, name), record, sizeof(record),
+			    &len) &&
+	       record_decode(ino, record, len, out, NULL, NULL) == 0;
 }
 
 bool meta_pushes(struct meta *m)

@@ -35,8 +35,9 @@ void cover_connected(struct meta *m, redisContext *c);
 void cover_lost(struct meta *m);
 
 /* What a reply said, for buckets_tell(); 0: not remembered. `surely`: also when the bucket was not touched
- * lately. */
-uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t len, bool surely);
+ * lately. `replaces`: see buckets_put(). */
+uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t len, bool surely,
+			 bool replaces);
 /* The record of a reading operation's reply. */
 uint32_t cover_put_reply(struct op *op, silt_ino ino, const redisReply *record);
 /* Number of dentry buckets of a directory as last seen; 0: not known. */

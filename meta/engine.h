@@ -101,7 +101,7 @@ struct op {
 	const char *name, *name2; /* in `text` */
 	uint16_t len, len2;
 	unsigned flags, tries;
-	bool keep, attrs, watch;
+	bool keep, attrs, watch, to_kernel;
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
 	unsigned want;
 	uint64_t sent; /* monotonic ns */

@@ -158,12 +158,13 @@ typedef void (*meta_done)(void *arg, const struct meta_reply *r);
 
 void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done, void *arg);
 void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg);
-/* The same, and meta_readdir(), but a relaxed mount answers from what it remembers if it can, on the
- * caller's thread. */
-void meta_lookup_relaxed(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+/* The same, and meta_readdir(), for a reply that goes to the kernel: whoever can't give it (the request was
+ * interrupted) must tell the kernel to forget the inode. A relaxed mount answers from what it remembers if
+ * it can, on the caller's thread. */
+void meta_lookup_for_kernel(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
 			 void *arg);
-void meta_getattr_relaxed(struct meta *m, silt_ino ino, meta_done done, void *arg);
-void meta_readdir_relaxed(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
+void meta_getattr_for_kernel(struct meta *m, silt_ino ino, meta_done done, void *arg);
+void meta_readdir_for_kernel(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
 			  meta_done done, void *arg);
 
 enum {
@@ -331,6 +332,11 @@ void meta_touch(struct meta *m, const struct meta_touch *items, size_t n, bool r
 #define META_UNTOLD_MS 100
 bool meta_tell_inode(struct meta *m, silt_ino ino, const struct meta_seen *seen);
 bool meta_tell_name(struct meta *m, silt_ino dir, const struct meta_seen *seen);
+
+/* Was the kernel told (by way of meta_tell_inode()) what is remembered now? */
+bool meta_is_told(struct meta *m, silt_ino ino);
+/* What was heard last of an inode, if it is remembered. */
+bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out);
 
 /* True while Redis watches for this mount. */
 bool meta_pushes(struct meta *m);

@@ -48,7 +48,10 @@ static void finish_with_getattr(struct op *op, silt_ino ino, const struct meta_r
 	}
 	s->op = op;
 	s->so_far = *so_far;
-	meta_getattr(op->m, ino, got_second, s);
+	if (op->to_kernel)
+		meta_getattr_for_kernel(op->m, ino, got_second, s);
+	else
+		meta_getattr(op->m, ino, got_second, s);
 }
 
 /* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its
@@ -120,16 +123,17 @@ static void submit_lookup(struct op *op)
 	call_send(op->m, F_LOOKUP, r, got_lookup, op);
 }
 
-static void lookup(struct meta *m, silt_ino dir, const char *name, size_t len, bool relaxed,
+static void lookup(struct meta *m, silt_ino dir, const char *name, size_t len, bool to_kernel,
                    meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_LOOKUP, name, len, NULL, 0, 0, done, arg);
 	if (!op)
 		return;
 	op->dir = dir;
+	op->to_kernel = to_kernel;
 	if (lease_says_absent(m, dir, name, len))
 		op_fail(op, -ENOENT);
-	else if (!relaxed || !relaxed_lookup(op))
+	else if (!to_kernel || !m->cfg.relaxed || !relaxed_lookup(op))
 		submit_lookup(op);
 }
 
@@ -139,10 +143,10 @@ void meta_lookup(struct meta *m, silt_ino dir, const char *name, size_t len, met
 	lookup(m, dir, name, len, false, done, arg);
 }
 
-void meta_lookup_relaxed(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
+void meta_lookup_for_kernel(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
                          void *arg)
 {
-	lookup(m, dir, name, len, m->cfg.relaxed, done, arg);
+	lookup(m, dir, name, len, true, done, arg);
 }
 
 /* --- make --- */

@@ -19,14 +19,15 @@ static void got_inode(void *arg, int err, redisReply *reply)
 	op_end(op, &r);
 }
 
-static void getattr(struct meta *m, silt_ino ino, bool relaxed, bool watch, meta_done done, void *arg)
+static void getattr(struct meta *m, silt_ino ino, bool to_kernel, bool watch, meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_GETATTR, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
 		return;
 	op->ino = ino;
 	op->watch = watch;
-	if (relaxed && relaxed_getattr(op))
+	op->to_kernel = to_kernel;
+	if (to_kernel && m->cfg.relaxed && relaxed_getattr(op))
 		return;
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
 	conn_arg_u64(&r, silt_ino_seq(ino));
@@ -38,9 +39,9 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 	getattr(m, ino, false, false, done, arg);
 }
 
-void meta_getattr_relaxed(struct meta *m, silt_ino ino, meta_done done, void *arg)
+void meta_getattr_for_kernel(struct meta *m, silt_ino ino, meta_done done, void *arg)
 {
-	getattr(m, ino, m->cfg.relaxed, false, done, arg);
+	getattr(m, ino, true, false, done, arg);
 }
 
 void meta_watch_inode(struct meta *m, silt_ino ino, meta_done done, void *arg)

@@ -84,7 +84,7 @@ static void put_found(struct op *op, struct found *f, uint64_t buckets)
 	f->seen.name = cover_put_name(op->m, op->dir, buckets, f->name, f->name_len, f->entry, f->entry_len,
 				      &f->seen.start);
 	if (f->record_len)
-		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false);
+		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false, op->to_kernel);
 }
 
 static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, uint64_t next, bool put)
@@ -176,7 +176,7 @@ static void submit_readdir(struct op *op, uint64_t place)
 	call_send(op->m, F_READDIR, r, got_page, op);
 }
 
-static void list(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, bool relaxed,
+static void list(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs, bool to_kernel,
 		 meta_done done, void *arg)
 {
 	struct op *op = op_new(m, F_READDIR, NULL, 0, NULL, 0, 0, done, arg);
@@ -192,7 +192,8 @@ static void list(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool
 		return;
 	}
 	op->seq = place;
-	if (!relaxed || !relaxed_readdir(op))
+	op->to_kernel = to_kernel;
+	if (!to_kernel || !m->cfg.relaxed || !relaxed_readdir(op))
 		submit_readdir(op, place);
 }
 
@@ -202,8 +203,8 @@ void meta_readdir(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, boo
 	list(m, dir, pos, want, attrs, false, done, arg);
 }
 
-void meta_readdir_relaxed(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
+void meta_readdir_for_kernel(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
 			  meta_done done, void *arg)
 {
-	list(m, dir, pos, want, attrs, m->cfg.relaxed, done, arg);
+	list(m, dir, pos, want, attrs, true, done, arg);
 }

@@ -84,7 +84,7 @@ static const struct bucket_id DIR_1 = { .seq = 1, .names = true };
 
 static uint32_t put(struct buckets *t, const char *name, const char *data)
 {
-	return buckets_put(t, &DIR_1, name, strlen(name), data, strlen(data));
+	return buckets_put(t, &DIR_1, name, strlen(name), data, strlen(data), false);
 }
 
 static enum bucket_answer get(struct buckets *t, const char *name, char out[16])
@@ -262,12 +262,12 @@ static void memory_is_bounded(void **state)
 			memset(record, (int)i, sizeof(record));
 			struct bucket_id dir = bucket_of_place(77, 4096, (i * 0x9e3779b97f4a7c15u) >> 12);
 			struct bucket_id ino = bucket_of_inode(1000 + i);
-			uint32_t s = buckets_put(t, &dir, name, (size_t)len, record, 5);
+			uint32_t s = buckets_put(t, &dir, name, (size_t)len, record, 5, false);
 			if (s)
 				assert_true(buckets_tell(t, &dir, s));
 			char index[4];
 			size_t n = bucket_inode_name(1000 + i, index);
-			s = buckets_put(t, &ino, index, n, record, sizeof(record));
+			s = buckets_put(t, &ino, index, n, record, sizeof(record), false);
 			all += s && buckets_tell(t, &ino, s);
 			most = buckets_bytes(t) > most ? buckets_bytes(t) : most;
 		}
@@ -293,8 +293,9 @@ static void memory_is_bounded(void **state)
 		int len = snprintf(name, sizeof(name), "ligand-%010u-pose.sdf", (unsigned)i);
 		struct bucket_id dir = bucket_of_place(77, 4096, (i * 0x9e3779b97f4a7c15u) >> 12);
 		struct bucket_id ino = bucket_of_inode(1000 + i);
-		buckets_put(t, &dir, name, (size_t)len, record, 5);
-		buckets_put(t, &ino, index, bucket_inode_name(1000 + i, index), record, sizeof(record));
+		buckets_put(t, &dir, name, (size_t)len, record, 5, false);
+		buckets_put(t, &ino, index, bucket_inode_name(1000 + i, index), record, sizeof(record),
+			    false);
 	}
 	print_message("200,000 files: %.1f bytes each\n", (double)buckets_bytes(t) / 200000);
 	assert_true(buckets_bytes(t) < 200000 * 200);
@@ -316,12 +317,14 @@ struct message {
 	int bucket, item; /* item -1: a cover call */
 	int value[NI];
 	unsigned at; /* a cover call: when it was asked for */
+	bool to_kernel;
 	struct bucket_ask ask;
 };
 
 struct tell {
 	int bucket, item, value;
 	uint32_t stamp;
+	bool to_kernel; /* it is given to the kernel, for long or not */
 };
 
 struct world {
@@ -380,9 +383,13 @@ static void handle(struct world *w)
 	struct bucket_id id = bucket_id(m.bucket);
 	if (m.item >= 0) {
 		char name = (char)('a' + m.item), data[8];
-		uint32_t stamp = buckets_put(w->t, &id, &name, 1, data, text_of(m.value[m.item], data));
+		uint32_t stamp = buckets_put(w->t, &id, &name, 1, data, text_of(m.value[m.item], data),
+					     m.to_kernel);
 		if (stamp)
-			w->tells[w->ntells++] = (struct tell){ m.bucket, m.item, m.value[m.item], stamp };
+			w->tells[w->ntells++] = (struct tell){ m.bucket, m.item, m.value[m.item], stamp,
+							       m.to_kernel };
+		else if (m.to_kernel)
+			w->kernel[m.bucket][m.item] = -1;
 		return;
 	}
 	struct bucket_value v[2 * NI];
@@ -415,6 +422,8 @@ static void tell(struct world *w)
 	struct bucket_id id = bucket_id(m.bucket);
 	if (buckets_tell(w->t, &id, m.stamp))
 		w->kernel[m.bucket][m.item] = m.value;
+	else if (m.to_kernel)
+		w->kernel[m.bucket][m.item] = -1;
 }
 
 static void hear_push(struct world *w)
@@ -490,7 +499,8 @@ static void one_world(uint64_t seed, bool whole, unsigned *believed, unsigned *f
 		unsigned what = draw(w, 100);
 		if (what < 20)
 			w->requests[w->nrequests++] =
-				(struct message){ .bucket = (int)draw(w, NB), .item = (int)draw(w, NI) };
+				(struct message){ .bucket = (int)draw(w, NB), .item = (int)draw(w, NI),
+						  .to_kernel = draw(w, 2) };
 		else if (what < 38 && w->nrequests)
 			execute(w);
 		else if (what < 56 && w->nreplies)
@@ -559,7 +569,7 @@ static void *mix(void *arg)
 		struct bucket_ask a;
 		switch ((x >> 8) % 7) {
 		case 0:
-		case 1: stamp = buckets_put(c->t, &id, name, 1, data, 1 + x % 2);
+		case 1: stamp = buckets_put(c->t, &id, name, 1, data, 1 + x % 2, x & 8);
 			buckets_tell(c->t, &id, stamp);
 			break;
 		case 2: buckets_invalidate(c->t, &id); break;

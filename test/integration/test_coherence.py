@@ -304,12 +304,17 @@ def relaxed_second_epoch_makes_no_calls(t, shards):
 @suite.cases_for(**SHARDS)
 def hand_offs(t, shards):
     """After close() returns on A, an open() on B sees the bytes, whatever B's kernel holds: replaced
-    files, rewritten files, listings between."""
+    files, rewritten files, files that are open and watched, so that a push comes while the open goes on."""
     v = t.volume("file", shards)
     a, b = t.mount(v), t.mount(v)
     pushing(b)
     os.mkdir(a / "d")
     rng = random.Random(4)
+    for i in range(4):
+        write(a / f"d/f{i}", b"x")
+        for m in (a, b):
+            fd = os.open(m / f"d/f{i}", os.O_RDONLY)
+            t.finally_do(lambda fd=fd: os.close(fd))
     for i in range(300 if SHORT else 3000):
         w, r = (a, b) if rng.random() < 0.5 else (b, a)
         name = f"d/f{rng.randrange(4)}"
