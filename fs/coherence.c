@@ -25,11 +25,13 @@ struct queue {
 	struct bucket *first, *last;
 };
 
-/* Pages of a file that shall go. */
-struct page_drop {
-	struct page_drop *next;
-	silt_ino ino;
-	uint64_t version; /* of which they are not */
+/* Something that the kernel shall forget: pages of a file, or a name. */
+struct drop {
+	struct drop *next;
+	silt_ino ino;	  /* the file, or the directory that has the name */
+	uint64_t version; /* of which the pages are not */
+	size_t len;	  /* of the name; 0: pages */
+	char name[];
 };
 
 /* A file that was opened not long ago. */
@@ -48,7 +50,7 @@ struct coherence {
 	bool stop, look_at_all;
 	struct queue fresh, names; /* for the first thread, for the others */
 	struct queue again;        /* in order of time: bucket_user() says when */
-	struct page_drop *drops;
+	struct drop *drops;
 	struct young *young, **young_tail;
 };
 
@@ -162,19 +164,37 @@ struct check {
 	struct node *node;
 };
 
-static void drop_pages(struct fs *fs, silt_ino ino, uint64_t version)
+static void queue_drop(struct coherence *c, struct drop *d)
 {
-	struct coherence *c = fs->coherence;
-	struct page_drop *d = malloc(sizeof(*d));
-	if (!d)
-		return; /* the next open compares versions */
-	d->ino = ino;
-	d->version = version;
 	silt_lock(&c->lock);
 	d->next = c->drops;
 	c->drops = d;
 	silt_cond_signal(&c->wake_entries);
 	silt_unlock(&c->lock);
+}
+
+static void drop_pages(struct fs *fs, silt_ino ino, uint64_t version)
+{
+	struct drop *d = malloc(sizeof(*d));
+	if (!d)
+		return; /* the next open compares versions */
+	*d = (struct drop){ .ino = ino, .version = version };
+	queue_drop(fs->coherence, d);
+}
+
+struct drop *coherence_moving(silt_ino dir, const char *name, size_t len)
+{
+	struct drop *d = malloc(sizeof(*d) + len);
+	if (!d)
+		return NULL;
+	*d = (struct drop){ .ino = dir, .len = len };
+	memcpy(d->name, name, len);
+	return d;
+}
+
+void coherence_moved(struct fs *fs, struct drop *d)
+{
+	queue_drop(fs->coherence, d);
 }
 
 void coherence_not_given(struct fs *fs, silt_ino ino)
@@ -383,7 +403,7 @@ static void *first_main(void *arg)
 	return NULL;
 }
 
-static void forget_pages(struct fs *fs, const struct page_drop *d)
+static void forget_pages(struct fs *fs, const struct drop *d)
 {
 	struct node *n = node_get(fs, d->ino);
 	bool knows = false;
@@ -405,7 +425,7 @@ static void *entries_main(void *arg)
 	silt_lock(&c->lock);
 	while (!c->stop) {
 		struct bucket *b = pop(&c->names);
-		struct page_drop *d = b ? NULL : c->drops;
+		struct drop *d = b ? NULL : c->drops;
 		if (!b && !d) {
 			silt_cond_wait(&c->wake_entries, &c->lock);
 			continue;
@@ -415,7 +435,9 @@ static void *entries_main(void *arg)
 		silt_unlock(&c->lock);
 		if (b)
 			drop_names(c->fs, b);
-		if (d)
+		if (d && d->len)
+			expire_name(c->fs, d->ino, d->name, d->len);
+		else if (d)
 			forget_pages(c->fs, d);
 		free(d);
 		silt_lock(&c->lock);
@@ -513,7 +535,7 @@ void coherence_stop(struct coherence *c)
 void coherence_close(struct coherence *c)
 {
 	struct bucket *b;
-	struct page_drop *d;
+	struct drop *d;
 	if (!c)
 		return;
 	coherence_stop(c);

@@ -65,6 +65,15 @@ double coherence_untold(struct fs *fs, double option);
  */
 void coherence_not_given(struct fs *fs, silt_ino ino);
 
+/* A name that gets its file by a rename of this mount's: the kernel keeps what moves for as long as it
+ * was told under the old name, and nobody has marked the new one. So it is made to expire:
+ * coherence_moving() before the rename (NULL: no memory; free() when nothing was moved), and
+ * coherence_moved(), which takes it, before it is answered. The kernel holds the directory's lock until
+ * it has moved the name, and the notification waits for that. */
+struct drop;
+struct drop *coherence_moving(silt_ino dir, const char *name, size_t len);
+void coherence_moved(struct fs *fs, struct drop *d);
+
 /* A file was opened here with `flags`: looked after when it stays open. */
 void coherence_opened(struct fs *fs, silt_ino ino, int flags);
 

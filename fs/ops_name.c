@@ -285,6 +285,11 @@ static void rename_done(void *arg, const struct meta_reply *reply)
 		fresh_drop(&r->fs->fresh, reply->replaced);
 	if (!reply->err && reply->replaced && reply->replaced_nlink == 0 && r->flags)
 		fs_deleted(r->fs, reply->replaced);
+	for (int i = 0; i < 2 && !reply->err; i++) {
+		if (r->moved[i])
+			coherence_moved(r->fs, r->moved[i]);
+		r->moved[i] = NULL;
+	}
 	request_end_err(r, reply->err);
 }
 
@@ -302,6 +307,13 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	r->flags = keep;
 	r->dir = parent;
 	r->dir2 = newparent;
+	r->moved[0] = coherence_moving(newparent, newname, strlen(newname));
+	if (r->moved[0] && flags & META_RENAME_EXCHANGE)
+		r->moved[1] = coherence_moving(parent, name, strlen(name));
+	if (!r->moved[0] || (flags & META_RENAME_EXCHANGE && !r->moved[1])) {
+		request_end_err(r, -ENOMEM);
+		return;
+	}
 	request_arm(r);
 	meta_rename(r->fs->cfg.meta, parent, name, strlen(name), newparent, newname,
 	            strlen(newname), flags, keep, fs_now(), rename_done, r);

@@ -98,6 +98,8 @@ struct request {
 	struct silt_extent *extents; /* copy; owned */
 	size_t nextents;
 
+	struct drop *moved[2]; /* rename: names that get another file; owned */
+
 	/* read, write, readdir: `buf` is owned */
 	uint64_t off;
 	size_t size;

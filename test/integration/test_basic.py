@@ -17,7 +17,7 @@ import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import silt  # noqa: E402
-from silt import check, equal, payload, raises  # noqa: E402
+from silt import check, equal, payload, raises, renameat2  # noqa: E402
 
 suite = silt.Suite()
 
@@ -232,14 +232,6 @@ def rename(t, storage, shards):
     want = silt.describe_tree(m.path)
     m = again(t, v, m)
     equal(silt.describe_tree(m.path), want, "after a remount")
-
-
-def renameat2(a, b, flags):
-    import ctypes
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), flags) != 0:
-        e = ctypes.get_errno()
-        raise OSError(e, os.strerror(e), a)
 
 
 @suite.cases_for(**SMALL_MATRIX)

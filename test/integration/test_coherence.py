@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import select
+import shutil
 import socket
 import statistics
 import sys
@@ -151,6 +152,42 @@ def attributes_and_directories_are_pushed(t, shards):
         os.close(fd)
     for what in times:
         print_median(what, times[what])
+
+
+@suite.cases_for(**SHARDS)
+def what_a_mount_moved_itself(t, shards):
+    """A name that a mount has renamed, and whose old name its kernel was told for long, still goes when
+    another mount removes or replaces it; so do both names of an exchange."""
+    v = t.volume("file", shards)
+    a, b = t.mount(v), t.mount(v)
+    r = t.mount(v, options=RELAXED)
+    for m in (a, b, r):
+        pushing(m)
+    for i in range(3):
+        for m in (a, r):
+            os.mkdir(b / f"x{i}")
+            write(b / f"f{i}", b"1")
+            seen_after(lambda: exists(m / f"x{i}") and exists(m / f"f{i}"), "what the other made")
+            kept(m, lambda: os.stat(m / f"x{i}"))
+            os.rename(m / f"x{i}", m / f"y{i}")
+            os.rename(m / f"f{i}", m / f"g{i}")
+            os.rmdir(b / f"y{i}")
+            os.unlink(b / f"g{i}")
+            write(b / f"y{i}", b"now a file")
+            os.mkdir(b / f"g{i}")
+            seen_after(lambda: exists(m / f"y{i}") and os.path.isfile(m / f"y{i}"), "the file")
+            seen_after(lambda: exists(m / f"g{i}") and os.path.isdir(m / f"g{i}"), "the directory")
+            os.unlink(b / f"y{i}")
+            os.rmdir(b / f"g{i}")
+            os.makedirs(b / f"p{i}/in-p")
+            os.makedirs(b / f"q{i}/in-q")
+            seen_after(lambda: exists(m / f"p{i}") and exists(m / f"q{i}"), "two directories")
+            kept(m, lambda: (os.stat(m / f"p{i}"), os.stat(m / f"q{i}")))
+            silt.renameat2(m / f"p{i}", m / f"q{i}", silt.EXCHANGE)
+            silt.renameat2(b / f"q{i}", b / f"p{i}", silt.EXCHANGE)
+            seen_after(lambda: exists(m / f"p{i}/in-p") and exists(m / f"q{i}/in-q"), "the exchange back")
+            shutil.rmtree(b / f"p{i}")
+            shutil.rmtree(b / f"q{i}")
 
 
 @suite.cases_for(**SHARDS)

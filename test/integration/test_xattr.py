@@ -33,8 +33,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def exchange(a, b):
-    if libc.syscall(316, -100, a.encode(), -100, b.encode(), 2):  # renameat2, RENAME_EXCHANGE
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    silt.renameat2(a, b, silt.EXCHANGE)
 
 
 def attributes(path):

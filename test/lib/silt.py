@@ -17,6 +17,7 @@ data, SILT_TIMEOUT seconds for the whole file, SILT_QUICK=1 for short forms."""
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -105,6 +106,16 @@ def wait_mounted(path, wanted, seconds, still=lambda: None):
             if time.monotonic() > end:
                 raise TimeoutError(f"{path} was not {'' if wanted else 'un'}mounted in {seconds} s")
             poll.poll(50)
+
+
+NOREPLACE, EXCHANGE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def renameat2(a, b, flags):
+    if _libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), flags) != 0:
+        e = ctypes.get_errno()
+        raise OSError(e, os.strerror(e), a)
 
 
 def payload(seed, size):
