@@ -153,22 +153,23 @@ void buckets_covered(struct buckets *t, const struct bucket_ask *a, const struct
 	struct bucket *gone = NULL;
 	silt_lock(&s->lock);
 	struct bucket *b = *bucket_slot(s, &a->id);
-	if (b && b->generation == a->generation) {
-		b->asked = false;
+	bool current = b && b->generation == a->generation;
+	if (b) {
 		compare(b, a, v, n);
 		if (!bucket_part_with(t, b, &gone)) {
 			bucket_detach(t, s, b, &gone);
-			b = bucket_find_or_make(t, s, &a->id);
+			b = current ? bucket_find_or_make(t, s, &a->id) : NULL;
 		}
-		if (b) { /* the server watches: what it says is true */
-			b->tracked = true;
-			b->doubted = 0;
-			b->covered = silt_now_ns();
-			take_values(t, s, b, a, v, n);
-			for (unsigned i = 0; i < b->n && !b->todo; i++)
-				if (!(b->items[i].flags & ITEM_CHECKED)) /* it came meanwhile */
-					bucket_todo_add(s, b, bucket_soon());
-		}
+	}
+	if (current && b) { /* the server watches: what it says is true */
+		b->asked = false;
+		b->tracked = true;
+		b->doubted = 0;
+		b->covered = silt_now_ns();
+		take_values(t, s, b, a, v, n);
+		for (unsigned i = 0; i < b->n && !b->todo; i++)
+			if (!(b->items[i].flags & ITEM_CHECKED)) /* it came meanwhile */
+				bucket_todo_add(s, b, bucket_soon());
 		buckets_evict(t, s, &gone);
 	}
 	silt_unlock(&s->lock);
