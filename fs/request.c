@@ -156,6 +156,8 @@ void request_free(struct request *r)
 		node_put(fs, r->node2);
 	if (r->handle)
 		handle_put(r->handle);
+	free(r->moved[0]);
+	free(r->moved[1]);
 	free(r->buf);
 	free(r->page);
 	free(r->extents);
@@ -169,8 +171,29 @@ void request_free(struct request *r)
 	silt_unlock(&fs->requests.lock);
 }
 
+/* Was the inode found by a path, by somebody who has no descriptor of it? */
+static bool found_by_path(const struct request *r)
+{
+	switch (r->kind) {
+	case KIND_GETATTR:
+	case KIND_SETATTR: return r->handle == NULL;
+	case KIND_OPEN:
+	case KIND_OPENDIR:
+	case KIND_READLINK:
+	case KIND_GETXATTR:
+	case KIND_SETXATTR:
+	case KIND_LISTXATTR:
+	case KIND_REMOVEXATTR: return true;
+	default: return false;
+	}
+}
+
 void request_end_err(struct request *r, int err)
 {
+	/* It has gone since the kernel looked at its name, which may name another one now: ESTALE makes
+	 * the kernel look at the names again, without what it has kept, before it tells anyone. */
+	if (err == -ENOENT && found_by_path(r))
+		err = -ESTALE;
 	if (request_claim(r))
 		fuse_reply_err(atomic_load(&r->req), -err);
 	request_free(r);

@@ -100,7 +100,7 @@ struct op {
 	silt_ino ino, dir, dir2; /* as the operation needs them */
 	const char *name, *name2; /* in `text` */
 	uint16_t len, len2;
-	unsigned flags, tries;
+	unsigned flags, tries, misses;
 	bool keep, attrs, watch, to_kernel;
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
 	unsigned want;

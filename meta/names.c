@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define STALE_TRIES 20
+#define MISS_TRIES  20
 
 /* --- what replies have in common --- */
 
@@ -23,14 +24,30 @@ static void put_name(struct op *op, const redisReply *entry, uint32_t type, stru
 				    entry ? entry->len : 0, &seen->start);
 }
 
+/* The entry was there, its inode was not. An operation across shards is between two of its steps: by its
+ * end the name is gone, or names something else (a rename that replaces must not be seen as an absence).
+ * False: it stays so; the name is damaged. */
+static bool missed(struct op *op, bool moving)
+{
+	if (!moving && op->misses++ >= MISS_TRIES)
+		return false;
+	tx_again(op);
+	return true;
+}
+
 struct second {
 	struct op *op;
 	struct meta_reply so_far;
+	bool moving;
 };
 
 static void got_second(void *arg, const struct meta_reply *r)
 {
 	struct second *s = arg;
+	if (r->err == -ENOENT && missed(s->op, s->moving)) {
+		free(s);
+		return;
+	}
 	s->so_far.inode = r->inode;
 	s->so_far.seen.inode = r->seen.inode;
 	s->so_far.err = r->err;
@@ -39,7 +56,7 @@ static void got_second(void *arg, const struct meta_reply *r)
 }
 
 /* Looks the inode up in its own shard and ends the operation with it. */
-static void finish_with_getattr(struct op *op, silt_ino ino, const struct meta_reply *so_far)
+static void finish_with_getattr(struct op *op, silt_ino ino, bool moving, const struct meta_reply *so_far)
 {
 	struct second *s = malloc(sizeof(*s));
 	if (!s) {
@@ -47,6 +64,7 @@ static void finish_with_getattr(struct op *op, silt_ino ino, const struct meta_r
 		return;
 	}
 	s->op = op;
+	s->moving = moving;
 	s->so_far = *so_far;
 	if (op->to_kernel)
 		meta_getattr_for_kernel(op->m, ino, got_second, s);
@@ -74,7 +92,9 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 		r->first = record_place(op->name, op->len);
 	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
 		put_name(op, entry, type, &r->seen);
-		finish_with_getattr(op, ino, r);
+		finish_with_getattr(op, ino, moving, r);
+		return;
+	} else if (record && record->len == 0 && missed(op, moving)) {
 		return;
 	} else {
 		r->err = reply_inode(op->m, ino, record, &r->inode);
@@ -553,6 +573,7 @@ void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t fro
 void op_resubmit(struct op *op)
 {
 	switch (op->fn) {
+	case F_LOOKUP: submit_lookup(op); break;
 	case F_MAKE: submit_make(op); break;
 	case F_LINK: submit_link(op); break;
 	case F_UNLINK: submit_unlink(op); break;

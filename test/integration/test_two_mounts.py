@@ -239,6 +239,38 @@ def exclusive_create_has_one_winner(t, shards):
 
 
 @suite.cases_for(**SHARDS)
+def a_replaced_name_is_always_there(t, shards):
+    """rename() that replaces is atomic for who looks from elsewhere: the name is there throughout, though
+    what it named may be gone by the time its attributes are asked for (the kernel looks again then; ESTALE
+    if it was replaced once more meanwhile)."""
+    _, a, b = pair(t, shards)
+    for i in range(4):
+        os.mkdir(a / f"from{i}")
+    os.mkdir(a / "to")
+    os.mkdir(a / "to/dir")
+    write(a / "to/file", b"0")
+    ended = threading.Event()
+
+    def replace():
+        for i in range(20 if SHORT else 150):
+            d = a / f"from{i % 4}"
+            os.mkdir(f"{d}/dir")
+            os.rename(f"{d}/dir", a / "to/dir")
+            write(f"{d}/file", b"%d" % i)
+            os.rename(f"{d}/file", a / "to/file")
+        ended.set()
+
+    def look():
+        while not ended.is_set():
+            for name in ("dir", "file"):
+                try:
+                    os.stat(b / f"to/{name}")
+                except OSError as e:
+                    equal(e.errno, errno.ESTALE, f"stat of {name}")
+    in_threads(replace, look, look)
+
+
+@suite.cases_for(**SHARDS)
 def concurrent_creates_in_one_directory(t, shards):
     """Creates of different names in one directory from two mounts never fail or get lost."""
     _, a, b = pair(t, shards)
