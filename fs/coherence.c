@@ -220,8 +220,6 @@ static void checked(void *arg, const struct meta_reply *reply)
 		gone = inode.attr.nlink == 0;
 		node_merge_locked(n, &inode);
 		silt_unlock(&n->lock);
-		meta_tell_inode(fs->cfg.meta, n->ino,
-		                &reply->seen); /* so that it comes here again */
 	}
 	if (pages)
 		drop_pages(fs, n->ino, version);

@@ -233,7 +233,7 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		open_with(r, &inode);
 	} else {
 		request_arm(r);
-		meta_getattr_for_kernel(fs->cfg.meta, ino, open_getattr, r);
+		meta_getattr_for_open(fs->cfg.meta, ino, open_getattr, r);
 	}
 }
 

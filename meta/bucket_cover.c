@@ -160,6 +160,8 @@ void buckets_covered(struct buckets *t, const struct bucket_ask *a, const struct
 			bucket_detach(t, s, b, &gone);
 			b = current ? bucket_find_or_make(t, s, &a->id) : NULL;
 		}
+		if (b && gone && !current)
+			b->whole = false; /* what was handed over is missing here until it is asked for */
 	}
 	if (current && b) { /* the server watches: what it says is true */
 		b->asked = false;

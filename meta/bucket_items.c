@@ -121,9 +121,11 @@ static uint32_t put(struct buckets *t, struct shelf *s, const struct bucket_id *
 	struct bucket *b = bucket_find_or_make(t, s, id);
 	struct item *it = b ? bucket_find_item(b, name, name_len) : NULL;
 	if (it && !bucket_same_data(b, it, data, len)) {
-		if (replaces)
+		if (replaces) { /* the kernel hears of it from this reply */
 			told = it->flags & ITEM_TOLD;
-		if ((it->flags & ITEM_TOLD) && !replaces) {
+			it->flags &= (uint8_t)~ITEM_TOLD;
+		}
+		if (it->flags & (ITEM_TOLD | ITEM_WATCHED)) {
 			it->flags |= ITEM_DIFFERS;
 			if (!bucket_part_with(t, b, gone)) {
 				bucket_detach(t, s, b, gone);
@@ -136,8 +138,11 @@ static uint32_t put(struct buckets *t, struct shelf *s, const struct bucket_id *
 	}
 	if (b && !it)
 		it = bucket_add_item(t, s, b, name, name_len, data, len);
-	if (!it)
+	if (!it) {
+		if (b)
+			b->whole = false;
 		return 0;
+	}
 	it->flags |= told;
 	if (b->tracked)
 		it->flags |= ITEM_CHECKED;
@@ -186,7 +191,8 @@ void buckets_want(struct buckets *t, const struct bucket_id *id, const char *nam
 	silt_unlock(&s->lock);
 }
 
-bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp)
+/* Marks the item that still has the stamp. */
+static bool mark(struct buckets *t, const struct bucket_id *id, uint32_t stamp, uint8_t flag)
 {
 	struct shelf *s = bucket_shelf(t, id);
 	bool ok = false;
@@ -197,12 +203,22 @@ bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp)
 	for (unsigned i = 0; b && i < b->n && !ok; i++) {
 		ok = b->items[i].stamp == stamp;
 		if (ok)
-			b->items[i].flags |= ITEM_TOLD;
+			b->items[i].flags |= flag;
 	}
-	if (ok)
+	if (ok && flag == ITEM_TOLD)
 		b->told_ns = silt_now_ns();
 	silt_unlock(&s->lock);
 	return ok;
+}
+
+bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp)
+{
+	return mark(t, id, stamp, ITEM_TOLD);
+}
+
+void buckets_watch(struct buckets *t, const struct bucket_id *id, uint32_t stamp)
+{
+	mark(t, id, stamp, ITEM_WATCHED);
 }
 
 bool buckets_is_told(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len)

@@ -100,6 +100,9 @@ void buckets_want(struct buckets *t, const struct bucket_id *id, const char *nam
 /* True: the kernel may be given the item for long; it will be told when it changes. */
 bool buckets_tell(struct buckets *t, const struct bucket_id *id, uint32_t stamp);
 
+/* The kernel is not told the item, but on_stale() is to hear when another value is put for it, too. */
+void buckets_watch(struct buckets *t, const struct bucket_id *id, uint32_t stamp);
+
 /* Has the kernel been told the item as it was put last? */
 bool buckets_is_told(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len);
 

@@ -12,8 +12,15 @@
 #define BUCKET_NS_PER_MS 1000000u
 
 /* ITEM_CHECKED in a tracked bucket, or ITEM_OLD: it was that when its bucket changed, which may have been
- * for another item. ITEM_EMPTY: wanted, nothing is known yet. */
-enum { ITEM_CHECKED = 1, ITEM_TOLD = 2, ITEM_EMPTY = 4, ITEM_OLD = 8, ITEM_DIFFERS = 16 };
+ * for another item. ITEM_EMPTY: wanted, nothing is known yet. ITEM_WATCHED: see buckets_watch(). */
+enum {
+	ITEM_CHECKED = 1,
+	ITEM_TOLD = 2,
+	ITEM_EMPTY = 4,
+	ITEM_OLD = 8,
+	ITEM_DIFFERS = 16,
+	ITEM_WATCHED = 32,
+};
 
 struct item {
 	uint32_t stamp, hash, off; /* name, then data, in bytes[] */

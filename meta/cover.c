@@ -342,6 +342,13 @@ uint32_t cover_put_reply(struct op *op, silt_ino ino, const redisReply *record)
 	return cover_put_inode(op->m, ino, record->str, record->len, op->watch, op->to_kernel);
 }
 
+void cover_watch(struct meta *m, silt_ino ino, uint32_t stamp)
+{
+	struct bucket_id id = bucket_of_inode(ino);
+	if (m->cover)
+		buckets_watch(m->cover->table, &id, stamp);
+}
+
 uint64_t cover_buckets_of(struct meta *m, silt_ino dir)
 {
 	struct cover *c = m->cover;

@@ -38,6 +38,8 @@ void cover_lost(struct meta *m);
  * lately. `replaces`: see buckets_put(). */
 uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t len, bool surely,
 			 bool replaces);
+/* buckets_watch() of what cover_put_reply() gave. */
+void cover_watch(struct meta *m, silt_ino ino, uint32_t stamp);
 /* The record of a reading operation's reply. */
 uint32_t cover_put_reply(struct op *op, silt_ino ino, const redisReply *record);
 /* Number of dentry buckets of a directory as last seen; 0: not known. */

@@ -164,6 +164,9 @@ void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg);
 void meta_lookup_for_kernel(struct meta *m, silt_ino dir, const char *name, size_t len, meta_done done,
 			 void *arg);
 void meta_getattr_for_kernel(struct meta *m, silt_ino ino, meta_done done, void *arg);
+/* For an open, whose reply brings the kernel no attributes: a relaxed mount may answer from memory, and
+ * when they are others than the kernel has, on_stale() hears of it. */
+void meta_getattr_for_open(struct meta *m, silt_ino ino, meta_done done, void *arg);
 void meta_readdir_for_kernel(struct meta *m, silt_ino dir, uint64_t pos, unsigned want, bool attrs,
 			  meta_done done, void *arg);
 
@@ -343,7 +346,8 @@ bool meta_pushes(struct meta *m);
 /* True while this mount answers from what it remembers. */
 bool meta_relaxed(struct meta *m);
 
-/* meta_getattr(), and the inode's bucket is watched from then on whatever else is used. */
+/* meta_getattr(), and the inode's bucket is watched from then on whatever else is used, for on_stale() to
+ * hear of its next change; the kernel is not told. */
 void meta_watch_inode(struct meta *m, silt_ino ino, meta_done done, void *arg);
 
 /* Who is told what is no longer so. Neither function may block or call back. NULL: nobody; when

@@ -16,10 +16,14 @@ static void got_inode(void *arg, int err, redisReply *reply)
 		r.err = reply_inode(op->m, op->ino, reply_at(reply, 1), &r.inode);
 	if (!r.err && op->fn == F_GETATTR)
 		r.seen.inode = cover_put_reply(op, op->ino, reply_at(reply, 1));
+	if (op->watch)
+		cover_watch(op->m, op->ino, r.seen.inode);
 	op_end(op, &r);
 }
 
-static void getattr(struct meta *m, silt_ino ino, bool to_kernel, bool watch, meta_done done, void *arg)
+/* `known`: what is remembered will do, where the mount is relaxed. */
+static void getattr(struct meta *m, silt_ino ino, bool known, bool to_kernel, bool watch, meta_done done,
+		    void *arg)
 {
 	struct op *op = op_new(m, F_GETATTR, NULL, 0, NULL, 0, 0, done, arg);
 	if (!op)
@@ -27,7 +31,7 @@ static void getattr(struct meta *m, silt_ino ino, bool to_kernel, bool watch, me
 	op->ino = ino;
 	op->watch = watch;
 	op->to_kernel = to_kernel;
-	if (to_kernel && m->cfg.relaxed && relaxed_getattr(op))
+	if (known && m->cfg.relaxed && relaxed_getattr(op))
 		return;
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
 	conn_arg_u64(&r, silt_ino_seq(ino));
@@ -36,17 +40,22 @@ static void getattr(struct meta *m, silt_ino ino, bool to_kernel, bool watch, me
 
 void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 {
-	getattr(m, ino, false, false, done, arg);
+	getattr(m, ino, false, false, false, done, arg);
 }
 
 void meta_getattr_for_kernel(struct meta *m, silt_ino ino, meta_done done, void *arg)
 {
-	getattr(m, ino, true, false, done, arg);
+	getattr(m, ino, true, true, false, done, arg);
+}
+
+void meta_getattr_for_open(struct meta *m, silt_ino ino, meta_done done, void *arg)
+{
+	getattr(m, ino, true, false, false, done, arg);
 }
 
 void meta_watch_inode(struct meta *m, silt_ino ino, meta_done done, void *arg)
 {
-	getattr(m, ino, false, true, done, arg);
+	getattr(m, ino, false, false, true, done, arg);
 }
 
 /* --- setattr --- */

@@ -317,7 +317,7 @@ struct message {
 	int bucket, item; /* item -1: a cover call */
 	int value[NI];
 	unsigned at; /* a cover call: when it was asked for */
-	bool to_kernel;
+	bool to_kernel, watch;
 	struct bucket_ask ask;
 };
 
@@ -332,6 +332,7 @@ struct world {
 	int server[NB][NI]; /* 0: not there */
 	bool watched[NB];
 	int kernel[NB][NI]; /* -1: not told */
+	int seen[NB][NI];   /* by who watches; -1: nobody does */
 	struct message requests[QUEUE], replies[QUEUE];
 	int pushes[QUEUE];
 	struct tell tells[QUEUE];
@@ -356,6 +357,9 @@ static void world_hear(void *arg, struct bucket *b)
 	struct world *w = arg;
 	const char *name;
 	size_t len;
+	bool told;
+	for (unsigned at = 0; bucket_item(b, &at, &name, &len, &told);)
+		w->seen[bucket_id_of(b)->seq][name[0] - 'a'] = -1;
 	for (unsigned at = 0; bucket_told(b, &at, &name, &len); w->forgotten++)
 		w->kernel[bucket_id_of(b)->seq][name[0] - 'a'] = -1;
 	bucket_free(b);
@@ -385,7 +389,10 @@ static void handle(struct world *w)
 		char name = (char)('a' + m.item), data[8];
 		uint32_t stamp = buckets_put(w->t, &id, &name, 1, data, text_of(m.value[m.item], data),
 					     m.to_kernel);
-		if (stamp)
+		if (m.watch) {
+			buckets_watch(w->t, &id, stamp);
+			w->seen[m.bucket][m.item] = stamp ? m.value[m.item] : -1;
+		} else if (stamp)
 			w->tells[w->ntells++] = (struct tell){ m.bucket, m.item, m.value[m.item], stamp,
 							       m.to_kernel };
 		else if (m.to_kernel)
@@ -446,7 +453,8 @@ static bool cover(struct world *w)
 static void change(struct world *w)
 {
 	int b = (int)draw(w, NB), i = (int)draw(w, NI);
-	w->server[b][i] = (int)draw(w, 4); /* few values: they come back */
+	/* Few values: they come back. The first item is always there. */
+	w->server[b][i] = i ? (int)draw(w, 4) : 1 + (int)draw(w, 3);
 	if (w->watched[b])
 		w->pushes[w->npushes++] = b;
 	w->watched[b] = false;
@@ -466,6 +474,8 @@ static void ask_table(struct world *w)
 	for (unsigned k = 0; k < w->npushes; k++)
 		due = due || w->pushes[k] == b;
 	int value = a == BUCKET_ABSENT ? 0 : atoi(data);
+	if (i == 0 && value == 0)
+		fail_msg("bucket %d: what is always there is not there", b);
 	if (value != w->server[b][i] && !due)
 		fail_msg("bucket %d item %d: answered %d, the server has %d", b, i, value, w->server[b][i]);
 	w->believed++;
@@ -492,15 +502,20 @@ static void one_world(uint64_t seed, bool whole, unsigned *believed, unsigned *f
 	struct world *w = calloc(1, sizeof(*w));
 	w->rng = seed * 0x9e3779b97f4a7c15u + 1;
 	memset(w->kernel, -1, sizeof(w->kernel));
+	memset(w->seen, -1, sizeof(w->seen));
+	for (int b = 0; b < NB; b++)
+		w->server[b][0] = 1;
 	assert_int_equal(buckets_open(1 << 20, whole, NULL, &w->t), 0);
 	buckets_listen(w->t, world_hear, w);
 	buckets_up(w->t);
 	for (w->step = 0; w->step < 600; w->step++) {
 		unsigned what = draw(w, 100);
-		if (what < 20)
+		if (what < 20) {
+			unsigned kind = draw(w, 3);
 			w->requests[w->nrequests++] =
 				(struct message){ .bucket = (int)draw(w, NB), .item = (int)draw(w, NI),
-						  .to_kernel = draw(w, 2) };
+						  .to_kernel = kind == 1, .watch = kind == 2 };
+		}
 		else if (what < 38 && w->nrequests)
 			execute(w);
 		else if (what < 56 && w->nreplies)
@@ -533,6 +548,9 @@ static void one_world(uint64_t seed, bool whole, unsigned *believed, unsigned *f
 			if (w->kernel[b][i] >= 0 && w->kernel[b][i] != w->server[b][i])
 				fail_msg("seed %llu: the kernel holds %d of %d/%d, the server has %d",
 					 (unsigned long long)seed, w->kernel[b][i], b, i, w->server[b][i]);
+			else if (w->seen[b][i] >= 0 && w->seen[b][i] != w->server[b][i])
+				fail_msg("seed %llu: who watches has seen %d of %d/%d, the server has %d",
+					 (unsigned long long)seed, w->seen[b][i], b, i, w->server[b][i]);
 	*believed += w->believed;
 	*forgotten += w->forgotten;
 	buckets_close(w->t);
