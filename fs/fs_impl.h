@@ -89,8 +89,10 @@ static inline void fs_background_end(struct fs *fs)
 /* --- node.c, flush.c: attributes as this mount sees them ---------------------------------- */
 
 /* Corrects attributes that Redis gave by what is known here: bytes not yet committed, a commit
- * whose reply overtook this one. Updates the node if the inode has one. */
-void fs_overlay(struct fs *fs, struct silt_inode *inode);
+ * whose reply overtook this one. Updates the node if the inode has one.
+ * `to_kernel`: the kernel is being told this, or to ask; else a push must still tell it what others have
+ * changed. */
+void fs_overlay(struct fs *fs, struct silt_inode *inode, bool to_kernel);
 
 /* --- ops_attr.c --------------------------------------------------------------------------- */
 struct silt_time fs_now(void);

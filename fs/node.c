@@ -260,7 +260,7 @@ void node_kernel_knows_locked(struct node *n)
 	n->kernel_ctime = n->attr.ctime;
 }
 
-void fs_overlay(struct fs *fs, struct silt_inode *inode)
+void fs_overlay(struct fs *fs, struct silt_inode *inode, bool to_kernel)
 {
 	atime_overlay(fs, &inode->attr);
 	if (!S_ISREG(inode->attr.mode))
@@ -270,7 +270,8 @@ void fs_overlay(struct fs *fs, struct silt_inode *inode)
 		return;
 	silt_lock(&n->lock);
 	node_merge_locked(n, inode);
-	node_kernel_knows_locked(n);
+	if (to_kernel)
+		node_kernel_knows_locked(n);
 	silt_unlock(&n->lock);
 	node_put(fs, n);
 }

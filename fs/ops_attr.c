@@ -62,7 +62,7 @@ static void reply_attr_for(struct request *r, const struct silt_inode *inode, do
 {
 	struct stat st;
 	struct silt_inode seen = *inode;
-	fs_overlay(r->fs, &seen);
+	fs_overlay(r->fs, &seen, true);
 	fs_fill_stat(&seen.attr, &st);
 	if (request_claim(r))
 		fuse_reply_attr(r->req, &st, seconds);

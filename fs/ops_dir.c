@@ -174,7 +174,7 @@ static void fill_from(struct request *r, const struct meta_dirpage *page, size_t
 		name[d->len] = '\0';
 		if (r->plus && d->has_inode) {
 			struct silt_inode inode = d->inode;
-			fs_overlay(r->fs, &inode);
+			fs_overlay(r->fs, &inode, true);
 			fs_fill_entry(r->fs, r->ino, &inode, true, &d->seen, &e);
 		}
 		if (!add(r, used, name, d->pos, &e))

@@ -142,7 +142,7 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	fi.direct_io = (r->flags & O_APPEND) && writable(r->flags);
 	/* With pages of its own the kernel would not tell of reads that count. */
 	fi.direct_io |= fs->cfg.atime == FS_STRICTATIME;
-	fs_overlay(fs, &seen);
+	fs_overlay(fs, &seen, !r->unsaid);
 	silt_lock(&h->node->lock);
 	uint64_t version = h->node->whole_version;
 	silt_unlock(&h->node->lock);
@@ -207,9 +207,10 @@ static void open_getattr(void *arg, const struct meta_reply *reply)
 	struct silt_inode inode;
 	if (!reply->err)
 		flags_note(&r->fs->flags, &reply->inode.attr);
-	if (!reply->err && meta_relaxed(r->fs->cfg.meta))
-		open_with(r, &reply->inode); /* what the kernel was told is what is so */
-	else if (!reply->err)
+	if (!reply->err && meta_relaxed(r->fs->cfg.meta)) {
+		r->unsaid = true; /* what the kernel was told is so, until a push says otherwise */
+		open_with(r, &reply->inode);
+	} else if (!reply->err)
 		open_listed(r, &reply->inode);
 	else if (reply->err == -ENOENT && node_inode(r, &inode))
 		open_with(r, &inode);

@@ -114,7 +114,7 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	}
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
 		fresh_put(&fs->fresh, r->pid, &inode);
-	fs_overlay(fs, &inode);
+	fs_overlay(fs, &inode, true);
 	/* A lookup has its directory in `ino`. */
 	fs_fill_entry(fs, r->kind == KIND_LOOKUP ? r->ino : r->dir, &inode, false,
 	              r->kind == KIND_LOOKUP ? &reply->seen : NULL, &e);
@@ -247,7 +247,7 @@ static void unlink_done(void *arg, const struct meta_reply *reply)
 	} else if (known) {
 		struct silt_inode copy = *inode; /* other names see the new link count */
 		fresh_drop(&fs->fresh, inode->attr.ino);
-		fs_overlay(fs, &copy);
+		fs_overlay(fs, &copy, false);
 	}
 	request_end_err(r, reply->err);
 }

@@ -109,6 +109,7 @@ struct request {
 	bool append, claimed; /* write: to the end; the claim is won */
 	bool drop_suid;	      /* write: by somebody without CAP_FSETID */
 	bool noted; /* in the handle's guess about sequential reading */
+	bool unsaid; /* open: of attributes that the kernel may not have */
 	atomic_uint pending;
 	atomic_int err;
 	struct read_piece *pieces, inline_pieces[REQUEST_INLINE_PIECES];

@@ -204,7 +204,7 @@ void fs_changed(struct fs *fs, silt_ino ino, const struct meta_reply *reply)
 	if (S_ISDIR(inode.attr.mode))
 		dir_put(&fs->dirs, &inode.attr);
 	else
-		fs_overlay(fs, &inode);
+		fs_overlay(fs, &inode, false);
 }
 
 static void change_done(void *arg, const struct meta_reply *reply)

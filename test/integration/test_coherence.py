@@ -70,7 +70,7 @@ def settled(m):
         now = m.counters().get("redis.cover", 0)
         if now != last[0]:
             last[:] = [now, time.monotonic()]
-        return time.monotonic() - last[1] > 0.2
+        return time.monotonic() - last[1] > 0.5
     wait_until(quiet, "cover calls to end", 30)
 
 
