@@ -3,6 +3,8 @@
 # timeout: 600
 # asan: yes
 
+import concurrent.futures
+import functools
 import json
 import os
 import random
@@ -16,10 +18,11 @@ import silt  # noqa: E402
 from silt import SILTFS, check, equal  # noqa: E402
 
 suite = silt.Suite()
-SMALL = 400 if silt.QUICK or silt.SANITIZED else 3000
-BIG = (9 << 20) if silt.QUICK or silt.SANITIZED else (100 << 20)
+SMALL = 400 if silt.QUICK or silt.SANITIZED else 1500
+BIG = (9 << 20) if silt.QUICK or silt.SANITIZED else (72 << 20)  # two windows of a map, five packs
 
 
+@functools.cache  # the same files in every case
 def noise(seed, n):
     return random.Random(seed).randbytes(n)
 
@@ -33,10 +36,15 @@ def make_data(m, top="data"):
         files[f"{top}/m{i}"] = (f"m{i}", (2 << 20) + i)
     files[f"{top}/big"] = ("big", BIG)
     files[f"{top}/empty"] = ("e", 0)
-    for name, (seed, n) in files.items():
-        os.makedirs(os.path.dirname(m / name), exist_ok=True)
+    for folder in sorted({os.path.dirname(name) for name in files}):
+        os.makedirs(m / folder, exist_ok=True)
+
+    def write(name):
         with open(m / name, "wb") as f:
-            f.write(noise(seed, n))
+            f.write(noise(*files[name]))
+    # Several writers, so that files share packs.
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, files))
     os.symlink("big", m / f"{top}/link")
     os.symlink("nowhere", m / f"{top}/dangling")
     os.link(m / f"{top}/m0", m / f"{top}/hard")
