@@ -5,7 +5,7 @@ RGW, directly and through faults; and no PUT that was reported done is missing, 
     test/integration/test_store.py [NAME...]     cases whose name has one of these words
     test/integration/test_store.py --list
 """
-# timeout: 600
+# timeout: 900
 
 import json
 import os
