@@ -38,7 +38,6 @@
 #define MAX_TRIES         4 /* the first and three more */
 #define PROGRESS_NS       200000000u
 #define RETRY_FIRST_NS    500000000u
-#define DEFAULT_MISSING   100
 #define MAX_REFUSED_PACKS 8 /* -ENOSPC answers after which fetching ends */
 #define MORE_ROUNDS       3 /* over packs that became doubtful meanwhile */
 
@@ -528,23 +527,10 @@ static const char *lack_of_extent(void *arg, const struct silt_extent *e)
 static void note_missing(void *arg, size_t root, const char *path, const char *why)
 {
 	struct warmup *r = arg;
-	struct warmup_result *out = r->result;
-	size_t max = r->cfg->max_missing ? r->cfg->max_missing : DEFAULT_MISSING;
-	char *line;
 
 	r->p.missing_files++;
-	if (out->n_missing >= max)
-		return;
-	if (!out->missing) {
-		out->missing = calloc(max, sizeof(*out->missing));
-		out->missing_root = calloc(max, sizeof(*out->missing_root));
-	}
-	if (!out->missing || !out->missing_root || asprintf(&line, "%s: %s", path, why) < 0) {
-		r->no_memory = true;
-		return;
-	}
-	out->missing_root[out->n_missing] = root;
-	out->missing[out->n_missing++] = line;
+	if (r->cfg->missing)
+		r->cfg->missing(r->cfg->arg, root, path, why);
 }
 
 static const struct walk_ops name_ops = {
@@ -638,13 +624,4 @@ int warmup_run(const struct warmup_config *cfg, struct warmup_result *out)
 	silt_cond_destroy(&r.wake.cond);
 	silt_lock_destroy(&r.wake.lock);
 	return rc;
-}
-
-void warmup_result_free(struct warmup_result *r)
-{
-	for (size_t i = 0; i < r->n_missing; i++)
-		free(r->missing[i]);
-	free(r->missing);
-	free(r->missing_root);
-	memset(r, 0, sizeof(*r));
 }

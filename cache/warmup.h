@@ -2,9 +2,9 @@
  * earlier mount, fetch what is missing or damaged with many GETs, and say the truth about it.
  *
  * Directories are read by page with attributes (many pages in flight), inline extents come with
- * them, external ones some windows at a time. Memory: the set of packs and a bounded number of pages, not the
- * files. A pack that could not be fetched makes every file in it count as missing; the names of the
- * first `max_missing` such files are kept by walking again. */
+ * them, external ones some windows at a time. Memory: the set of packs and a bounded number of pages,
+ * not the files. A pack that could not be fetched makes every file in it count as missing; to name
+ * them the trees are walked again. */
 #pragma once
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -35,18 +35,17 @@ struct warmup_config {
 	bool check;	     /* fetch nothing, only say what is missing or damaged */
 	bool verify;	     /* read back all, also what this mount has checked before */
 	bool drop;	     /* drop the packs instead */
-	unsigned max_missing; /* names kept; 0: 100 */
-	atomic_bool *cancel;  /* set by the caller to end early (-ECANCELED); may be NULL */
+	atomic_bool *cancel; /* set by the caller to end early (-ECANCELED); may be NULL */
 	/* Called from the calling thread about every 200 ms and at the end. */
 	void (*progress)(void *arg, const struct warmup_progress *p);
+	/* Called so at the end for each file that is missing, in no order: which of `roots` it is below,
+	 * its path below that ("" for the root itself), and why. May be NULL. */
+	void (*missing)(void *arg, size_t root, const char *path, const char *why);
 	void *arg;
 };
 
 struct warmup_result {
 	struct warmup_progress progress;
-	char **missing; /* "<path below the root>: why", the path "" for the root itself */
-	size_t *missing_root; /* which of cfg->roots each of them is below */
-	size_t n_missing;
 	struct silt_err err; /* what ended it early, if something did */
 };
 
@@ -54,4 +53,3 @@ struct warmup_result {
  * SSD (with `check`: already was), 1 when something is missing, or a negative errno (bad root, -ENOSPC:
  * does not fit, -ENODEV: no cache directory). */
 int warmup_run(const struct warmup_config *cfg, struct warmup_result *out);
-void warmup_result_free(struct warmup_result *r);

@@ -6,9 +6,9 @@
  *					"redis" (counters by kind); "sessions":true adds the sessions
  *					(one call to Redis)
  *	{"cmd":"warmup","inodes":[N,...],"check":bool,"verify":bool}
- *					lines {"progress":{...}}, then {"result":{...},
- *					"missing":[{"root":I,"path":"..."},...],"status":0|1|-errno};
- *					hanging up cancels it
+ *					lines {"progress":{...}}, lines {"missing":[{"root":I,
+ *					"path":"PATH: WHY"},...]} that name all that is missing, then
+ *					{"result":{...},"status":0|1|-errno}; hanging up cancels it
  *	{"cmd":"drop","inodes":[N,...]}	drops the packs of these trees from the cache; replies as warmup
  *	{"cmd":"slots"}			one line a used slot; the last line has "slot_bytes"
  *	{"cmd":"info","inodes":[N,...]}	one line an inode: size, version, "extents" with their packs and

@@ -14,7 +14,8 @@
 #include "meta/cleanup.h"
 #include "meta/lock.h"
 
-#define JSON_DEPTH 8
+#define JSON_DEPTH   8
+#define NAMES_A_LINE 100 /* of missing files, to who asked for a warmup */
 
 static void add_text(struct json_object *o, const char *name, const char *text)
 {
@@ -167,25 +168,53 @@ static struct json_object *progress_json(const struct warmup_progress *p)
 	return o;
 }
 
+/* Who asked for a warmup, and names of missing files that go into the next line to it. */
+struct warmup_asker {
+	struct client *cl;
+	struct json_object *names; /* NULL: none yet */
+};
+
 static void on_progress(void *arg, const struct warmup_progress *p)
 {
+	struct warmup_asker *a = arg;
 	struct json_object *o = json_object_new_object();
 	json_object_object_add(o, "progress", progress_json(p));
-	client_send(arg, o);
+	client_send(a->cl, o);
+}
+
+static void send_names(struct warmup_asker *a)
+{
+	struct json_object *o;
+
+	if (!a->names)
+		return;
+	o = json_object_new_object();
+	json_object_object_add(o, "missing", silt_steal(a->names));
+	client_send(a->cl, o);
+}
+
+static void on_missing(void *arg, size_t root, const char *path, const char *why)
+{
+	struct warmup_asker *a = arg;
+	struct json_object *m = json_object_new_object();
+	SILT_FREE char *text = NULL;
+
+	if (asprintf(&text, "%s: %s", path, why) < 0)
+		text = NULL;
+	add_number(m, "root", root);
+	add_text(m, "path", text ? text : why);
+	if (!a->names)
+		a->names = json_object_new_array();
+	json_object_array_add(a->names, m);
+	if (json_object_array_length(a->names) == NAMES_A_LINE)
+		send_names(a);
 }
 
 static void send_result(struct client *cl, int rc, const struct warmup_result *r)
 {
-	struct json_object *o = json_object_new_object(), *list = json_object_new_array();
+	struct json_object *o = json_object_new_object();
 
-	for (size_t i = 0; i < r->n_missing; i++) {
-		struct json_object *m = json_object_new_object();
-		add_number(m, "root", r->missing_root[i]);
-		add_text(m, "path", r->missing[i]);
-		json_object_array_add(list, m);
-	}
 	json_object_object_add(o, "result", progress_json(&r->progress));
-	json_object_object_add(o, "missing", list);
 	json_object_object_add(o, "status", json_object_new_int(rc));
 	client_done(cl, o, rc >= 0 ? "" : r->err.text[0] ? r->err.text : strerror(-rc));
 }
@@ -193,6 +222,7 @@ static void send_result(struct client *cl, int rc, const struct warmup_result *r
 static void run_warmup(struct client *cl, struct json_object *request, bool drop)
 {
 	const struct control_config *cfg = control_config_of(cl->control);
+	struct warmup_asker asker = { .cl = cl };
 	struct json_object *f;
 	struct warmup_result result;
 	size_t n;
@@ -214,11 +244,12 @@ static void run_warmup(struct client *cl, struct json_object *request, bool drop
 		.drop = drop,
 		.cancel = &cl->cancel,
 		.progress = on_progress,
-		.arg = cl,
+		.missing = on_missing,
+		.arg = &asker,
 	};
 	int rc = warmup_run(&wc, &result);
+	send_names(&asker);
 	send_result(cl, rc, &result);
-	warmup_result_free(&result);
 }
 
 static void cmd_warmup(struct client *cl, struct json_object *request)

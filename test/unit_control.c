@@ -32,6 +32,7 @@ static unsigned running, cancelled; /* warmups */
 static atomic_uint windows_asked;
 
 #define SPARSE_INO 8
+#define MISSING    250 /* files, to the fake warmup: more than go into a line */
 
 const struct meta_volume *meta_volume(const struct meta *m)
 {
@@ -162,19 +163,9 @@ int warmup_run(const struct warmup_config *cfg, struct warmup_result *out)
 	}
 	if (cfg->roots[0] == 3)
 		return silt_fail(&out->err, -ENOSPC, "does not fit");
-	out->missing = calloc(1, sizeof(char *));
-	out->missing_root = calloc(1, sizeof(size_t));
-	out->missing[0] = strdup("a\"b: not cached");
-	out->n_missing = 1;
+	for (int i = 0; i < MISSING; i++)
+		cfg->missing(cfg->arg, 0, "a\"b", "not cached");
 	return 1;
-}
-
-void warmup_result_free(struct warmup_result *r)
-{
-	for (size_t i = 0; i < r->n_missing; i++)
-		free(r->missing[i]);
-	free(r->missing);
-	free(r->missing_root);
 }
 
 /* --- A client --------------------------------------------------------------------------- */
@@ -296,15 +287,34 @@ static void test_status(void **state)
 	close(fd);
 }
 
+/* Every file that is missing is named, in lines of bounded length. */
+static void test_warmup_names_all(void **state)
+{
+	static const char request[] = "{\"cmd\":\"warmup\",\"inodes\":[1]}\n";
+	struct json_object *o, *f;
+	int names = 0, fd = dial();
+
+	send_text(fd, request, strlen(request));
+	while ((o = read_line(fd)) && !json_object_object_get_ex(o, "done", &f)) {
+		if (json_object_object_get_ex(o, "missing", &f)) {
+			names += (int)json_object_array_length(f);
+			f = json_object_array_get_idx(f, 0);
+			assert_string_equal(text_of(f, "path"), "a\"b: not cached");
+			assert_string_equal(text_of(f, "root"), "0");
+		}
+		json_object_put(o);
+	}
+	assert_non_null(o);
+	assert_string_equal(text_of(o, "status"), "1");
+	assert_int_equal(names, MISSING);
+	json_object_put(o);
+	close(fd);
+}
+
 static void test_warmup_slots_info(void **state)
 {
 	int lines, fd = dial();
-	struct json_object *o = ask(fd, "{\"cmd\":\"warmup\",\"inodes\":[1]}\n", &lines);
-	assert_int_equal(lines, 1);
-	assert_string_equal(text_of(o, "status"), "1");
-	assert_non_null(strstr(text_of(o, "missing"), "a\\\"b"));
-	json_object_put(o);
-	o = ask(fd, "{\"cmd\":\"warmup\",\"inodes\":[3]}\n", &lines);
+	struct json_object *o = ask(fd, "{\"cmd\":\"warmup\",\"inodes\":[3]}\n", &lines);
 	assert_string_equal(text_of(o, "error"), "does not fit");
 	json_object_put(o);
 	o = ask(fd, "{\"cmd\":\"slots\"}\n", &lines);
@@ -472,6 +482,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_status, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_warmup_names_all, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_warmup_slots_info, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_info_of_a_sparse_file, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile_input, setup, teardown),

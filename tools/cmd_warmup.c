@@ -121,8 +121,8 @@ static struct warmup_figures figures_of(struct json_object *o)
 	};
 }
 
-/* Names of missing files come as "<path below the root>: why". */
-static void print_missing(struct warmup_command *c, struct json_object *list, uint64_t count)
+/* Names of missing files come as "<path below the root>: why", before the result. */
+static void print_missing(struct warmup_command *c, struct json_object *list)
 {
 	size_t n = json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 	for (size_t i = 0; i < n; i++) {
@@ -134,8 +134,6 @@ static void print_missing(struct warmup_command *c, struct json_object *list, ui
 		                                                                           : "",
 		        below);
 	}
-	if (count > n)
-		fprintf(stderr, "... and %llu more\n", (unsigned long long)(count - n));
 }
 
 /* ", read back 12 packs (1.0 GiB), 1 was damaged"; nothing where nothing was. */
@@ -177,7 +175,8 @@ static int on_line(void *arg, struct json_object *line)
 {
 	struct warmup_command *c = arg;
 	struct json_object *p = json_member(line, "progress"),
-	                   *result = json_member(line, "result");
+	                   *result = json_member(line, "result"),
+	                   *missing = json_member(line, "missing");
 
 	if (c->json)
 		puts(json_object_to_json_string_ext(line, JSON_C_TO_STRING_PLAIN |
@@ -188,17 +187,18 @@ static int on_line(void *arg, struct json_object *line)
 		struct warmup_figures f = figures_of(p);
 		progress_show(&c->progress, &f);
 	}
+	if (missing && !c->json) {
+		progress_end(&c->progress);
+		print_missing(c, missing);
+	}
 	if (!result)
 		return 0;
 	struct warmup_figures f = figures_of(result);
 	c->status = json_member(line, "status") ? json_object_get_int(json_member(line, "status"))
 	                                        : -EIO;
 	progress_end(&c->progress);
-	if (!c->json && c->status >= 0) {
-		print_missing(c, json_member(line, "missing"), f.missing_files);
-		if (!c->quiet)
-			print_summary(c, &f);
-	}
+	if (!c->json && c->status >= 0 && !c->quiet)
+		print_summary(c, &f);
 	return 0;
 }
 

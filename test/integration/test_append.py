@@ -73,7 +73,7 @@ def read_file(path):
 @suite.cases_for(shards=[1, 4])
 def four_mounts_of_four_processes(t, shards):
     """Half of them reopen the file for each record, half sync."""
-    count = 100 if silt.QUICK or silt.SANITIZED else 2000
+    count = 100 if silt.QUICK or silt.SANITIZED else 800
     v = t.volume(shards=shards)
     mounts = [t.mount(v) for _ in range(4)]
     os.mkdir(mounts[0] / "d")

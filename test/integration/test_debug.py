@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """siltfs debug and siltfs info show what is stored, as it is; what they can't show is an error."""
-# timeout: 120
+# timeout: 300
 # asan: yes
 
 import json

@@ -372,7 +372,7 @@ def kill_9_keeps_fsynced_bytes(t):
 def a_killed_mounts_deleted_open_files_go_away(t):
     """A file deleted while open belongs to the session; when the session is gone, so is the file."""
     v = t.volume()
-    a, b = t.mount(v), t.mount(v)
+    a, b = (t.mount(v, options=["heartbeat=1"]) for _ in range(2))
     fd = os.open(a / "f", os.O_CREAT | os.O_RDWR)
     os.write(fd, b"x" * 1000)
     os.fsync(fd)

@@ -16,6 +16,8 @@ import time
 import urllib.parse
 import xml.etree.ElementTree as ET
 
+import spawn
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SERVERS = os.path.join(ROOT, "test", "servers")
 
@@ -115,8 +117,8 @@ class Redis:
                 "--enable-debug-command", "local", "--logfile", os.path.join(self.dir, "log")]
         if self.password:
             args += ["--requirepass", self.password]
-        self.proc = subprocess.Popen(args + self.options, stdin=subprocess.DEVNULL,
-                                     stdout=subprocess.DEVNULL, start_new_session=True)
+        self.proc = spawn.Process(args + self.options, stdin=spawn.DEVNULL, stdout=spawn.DEVNULL,
+                                  start_new_session=True)
 
         def up():
             if self.proc.poll() is not None:
@@ -363,8 +365,7 @@ class Rgw:
         self.dir = shared or dir
         if self.own:
             os.makedirs(self.dir, exist_ok=True)
-            subprocess.run([os.path.join(SERVERS, "rgw"), "start", self.dir, store], check=True,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            spawn.run([os.path.join(SERVERS, "rgw"), "start", self.dir, store]).check_returncode()
         env = {}
         with open(os.path.join(self.dir, "env")) as f:
             for line in f:
@@ -389,8 +390,7 @@ class Rgw:
 
     def stop(self):
         if self.own:
-            subprocess.run([os.path.join(SERVERS, "rgw"), "stop", self.dir],
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            spawn.run([os.path.join(SERVERS, "rgw"), "stop", self.dir])
             return
         for b in self.buckets:  # memory is what a shared memstore has least of
             try:
@@ -413,11 +413,11 @@ class Proxy:
         if "--control" not in args:
             args += ["--control", str(free_port())]
         self.port, self.control = port or free_port(), int(args[args.index("--control") + 1])
-        self.log = open(log, "ab") if log else subprocess.DEVNULL
-        self.proc = subprocess.Popen(
+        self.log = open(log, "ab") if log else spawn.DEVNULL
+        self.proc = spawn.Process(
             [sys.executable, os.path.join(SERVERS, "faultproxy.py"), "--listen", str(self.port),
              "--target", f"127.0.0.1:{target_port}", *args],
-            stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, start_new_session=True)
+            stdin=spawn.PIPE, stdout=self.log, stderr=self.log, start_new_session=True)
 
         def up():
             if self.proc.poll() is not None:
@@ -453,7 +453,7 @@ class Proxy:
             except subprocess.TimeoutExpired:
                 self.proc.kill()
                 self.proc.wait()
-        if self.log is not subprocess.DEVNULL:
+        if self.log is not spawn.DEVNULL:
             self.log.close()
 
     close = stop

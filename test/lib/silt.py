@@ -32,6 +32,7 @@ import tempfile
 import time
 import traceback
 
+import spawn
 from servers import DirBucket, Proxy, Redis, Rgw, free_port, wait_until  # noqa: F401 (re-exported)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -79,9 +80,7 @@ def raises(number, what):
 
 def run(*args, check_status=True, timeout=120, env=None, input=None):
     """Runs a command; its standard output and error are in the result."""
-    p = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
-                       env={**os.environ, **(env or {})}, input=input,
-                       stdin=subprocess.DEVNULL if input is None else None)
+    p = spawn.run(args, timeout=timeout, env={**os.environ, **(env or {})}, input=input)
     p.out = p.stdout.decode("utf-8", "replace")
     p.err = p.stderr.decode("utf-8", "replace")
     if check_status and p.returncode != 0:
@@ -155,7 +154,8 @@ def describe_tree(top, times=True):
 
 
 def compare_trees(a, b, what="trees", times=True):
-    da, db = describe_tree(a, times), describe_tree(b, times)
+    """Each is a folder, or what describe_tree() said of one. Returns how many names there are."""
+    da, db = (x if isinstance(x, dict) else describe_tree(x, times) for x in (a, b))
     for path in sorted(set(da) | set(db)):
         if da.get(path) != db.get(path):
             raise Failure(f"{what}: {path!r} differs: {da.get(path)} / {db.get(path)}")
@@ -198,9 +198,9 @@ class Mount:
                 if not any(o.startswith(default.split("=")[0]) for o in opts):
                     opts.append(default)
         with open(self.stderr, "ab") as err:
-            self.proc = subprocess.Popen(
+            self.proc = spawn.Process(
                 [SILTFS, "mount", address or volume.address, self.path, "-f", "-o", ",".join(opts)],
-                stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
+                stdin=spawn.DEVNULL, stdout=err, stderr=err, start_new_session=True,
                 env={**os.environ, **volume.env, **(env or {})})
         suite.mounts.append(self)
 
@@ -267,7 +267,7 @@ class Mount:
         """kill -9, as the out-of-memory killer does it."""
         self.proc.kill()
         self.proc.wait()
-        subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+        spawn.run(["umount", "-l", self.path])
 
     def rss(self):
         with open(f"/proc/{self.proc.pid}/status") as f:
@@ -287,7 +287,7 @@ class Mount:
                 self.proc.kill()
                 self.proc.wait()
         if mounted(self.path):
-            subprocess.run(["umount", "-l", self.path], stderr=subprocess.DEVNULL)
+            spawn.run(["umount", "-l", self.path])
         if stuck:
             raise Failure(f"the daemon of {self.path} did not end 20 s after SIGTERM")
 
@@ -321,7 +321,7 @@ class Suite:
         self.needs_fuse = needs_fuse
         self.mounts, self.servers, self.undo = [], [], []
         self.counts = {}
-        self._rgw = None
+        self._rgw = self.removing = None
         self.args = None
         self.parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
         self.parser.add_argument("case", nargs="*", help="run just the cases whose name has this")
@@ -412,9 +412,7 @@ class Suite:
                         with open(f"/proc/{pid}/task/{tid}/{what}") as f:
                             out.write(f"{tid} {what}: {f.read().strip()}\n")
             if shutil.which("gdb"):
-                p = subprocess.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL, timeout=60)
+                p = spawn.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"], timeout=60)
                 out.write(p.stdout.decode("utf-8", "replace"))
 
     def clean_up(self):
@@ -466,11 +464,18 @@ class Suite:
         return not trouble
 
     def remove_data(self):
-        """The disk is wanted by the next case; what a failed one leaves is in its logs."""
+        """The disk is wanted by the next case; what a failed one leaves is in its logs. Thousands of
+        objects take rm a while, which the next case needn't wait for."""
+        away = tempfile.mkdtemp(prefix="removed.", dir=self.tmp)
         for entry in os.listdir(self.tmp):
             path = os.path.join(self.tmp, entry)
-            if entry != "rgw" and not os.path.ismount(path):
-                subprocess.run(["rm", "-rf", "--one-file-system", path])
+            if entry != "rgw" and not entry.startswith("removed.") and not os.path.ismount(path):
+                with contextlib.suppress(OSError):
+                    os.rename(path, os.path.join(away, entry))
+        if self.removing:
+            self.removing.wait()
+        self.removing = spawn.Process(["rm", "-rf", "--one-file-system", away], stdin=spawn.DEVNULL,
+                                      stdout=spawn.DEVNULL, stderr=spawn.DEVNULL)
 
     def main(self):
         self.args = self.parser.parse_args()
@@ -506,7 +511,9 @@ class Suite:
             if self._rgw:
                 self._rgw.close()
             if not self.args.keep:
-                subprocess.run(["rm", "-rf", "--one-file-system", self.tmp])
+                if self.removing:
+                    self.removing.wait()
+                spawn.run(["rm", "-rf", "--one-file-system", self.tmp])
                 if self.own_out and not failed:
                     shutil.rmtree(self.out, ignore_errors=True)
         if failed and self.own_out:
