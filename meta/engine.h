@@ -29,7 +29,9 @@
 	X(F_SESSION_SWEEP, "session_sweep") X(F_GARBAGE_PEEK, "garbage_peek")                      \
 	X(F_GARBAGE_DONE, "garbage_done") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
-	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_INTENTS, "x_intents")              \
+	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \
+	X(F_X_AIM, "x_aim") X(F_X_REFUSE, "x_refuse") X(F_X_EXCHANGE, "x_exchange")                \
+	X(F_SESSION_BACK, "session_back")                                                          \
 	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
 	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
 	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                                        \
@@ -87,6 +89,7 @@ struct meta {
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
+	unsigned back_in; /* heartbeat's: shards that know that the session came back after it was taken for dead */
 	struct silt_lock heart_lock; /* guards stopping */
 	struct silt_cond heart_wake;
 	bool stopping;
@@ -185,8 +188,9 @@ void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struc
 void tx_again(struct op *op); /* resubmit after a pause */
 /* Completes own operations that lost Redis on their way. Heartbeat thread. */
 void tx_finish_stuck(struct meta *m);
-/* Completes what a dead session left in every shard, and forgets the session. Heartbeat thread. */
-void tx_recover(struct meta *m, const char *session);
+/* Completes what a session left in every shard, and forgets the session. `died`: the number that its
+ * claim told, under which it died; "": it is our own, which ends. Heartbeat thread. */
+void tx_recover(struct meta *m, const char *session, const char *died);
 void tx_collect_garbage(struct meta *m);
 
 /* locks.c, see locks.h. After the push connection was made and before it is started; stopped when it is
@@ -194,8 +198,8 @@ void tx_collect_garbage(struct meta *m);
 int locks_open(struct meta *m);
 void locks_stop(struct meta *m);
 void locks_free(struct meta *m);
-/* Takes away what a session that ended holds and waits for in a shard. Blocks. */
-int locks_sweep(struct meta *m, unsigned shard, const char *session);
+/* Takes away what a session that ended holds and waits for in a shard; `died` as in tx_recover(). Blocks. */
+int locks_sweep(struct meta *m, unsigned shard, const char *session, const char *died);
 /* Our own session was taken for dead: everything is lost, nothing new is granted. Does not block. */
 void locks_lost(struct meta *m);
 /* After that: takes away what was granted after others had cleaned up (it would stay, with nobody's

@@ -276,6 +276,7 @@ local function unlink(K, A)
   if shard and A[7] ~= entry then return { 2, entry } end
   local code, s = 0, ''
   if shard then
+    if not fence.passes(T, A[6]) then return EAGAIN end
     code = 1
     call('HSET', T .. 't', A[6], 'U' .. entry)
   else
@@ -383,6 +384,7 @@ local function rename(K, A)
     if dkind == DIR then
       if dr then destroy(T, dq, dr) end
     elseif dshard then
+      if not fence.passes(T, A[9]) then return EAGAIN end
       code = 1
       call('HSET', T .. 't', A[9], 'U' .. dst)
     elseif dr then

@@ -210,7 +210,7 @@ void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, stru
 		meta_done done, void *arg);
 
 enum { META_RENAME_NOREPLACE = 1, META_RENAME_EXCHANGE = 2 };
-/* -EINVAL: a directory into itself or below. -ENOTSUP: META_RENAME_EXCHANGE across shards. */
+/* -EINVAL: a directory into itself or below. */
 void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len, silt_ino to_dir,
 		 const char *to, size_t to_len, unsigned flags, bool keep_open, struct silt_time now,
 		 meta_done done, void *arg);
