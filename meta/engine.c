@@ -211,6 +211,8 @@ static int tell_back(struct meta *m)
 		rc = call_checked(m, F_SESSION_BACK, r, &reply, NULL);
 		if (reply)
 			freeReplyObject(reply);
+		if (!rc)
+			rc = deleted_join(m, m->back_in);
 		m->back_in += !rc;
 	}
 	return rc;
@@ -319,6 +321,8 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 		silt_fail(err, rc, "cannot start threads: %s", strerror(-rc));
 	if (!rc && cfg->session)
 		rc = open_session(m, err);
+	if (!rc && cfg->session && (rc = deleted_open(m)) != 0)
+		silt_fail(err, rc, "cannot register a mount with redis: %s", strerror(-rc));
 	if (!rc && cfg->session)
 		rc = start_push(m, err);
 	m->back_in = m->volume.shards;
@@ -335,8 +339,10 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 /* Gives up what this session holds, so that nobody has to wait for it to expire. */
 static void close_session(struct meta *m)
 {
-	if (m->session && conn_up(m->conn))
-		tx_recover(m, m->session_text, "");
+	if (!m->session || !conn_up(m->conn))
+		return;
+	deleted_leave(m);
+	tx_recover(m, m->session_text, "");
 }
 
 void meta_close(struct meta *m)
@@ -352,6 +358,7 @@ void meta_close(struct meta *m)
 	if (m->conn)
 		close_session(m);
 	conn_close(m->conn);
+	deleted_close(m);
 	locks_free(m);
 	cover_close(m);
 	leases_close(m);

@@ -31,7 +31,7 @@
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \
 	X(F_X_AIM, "x_aim") X(F_X_REFUSE, "x_refuse") X(F_X_EXCHANGE, "x_exchange")                \
-	X(F_SESSION_BACK, "session_back")                                                          \
+	X(F_SESSION_BACK, "session_back") X(F_DELETED, "deleted") X(F_SEEN, "seen") X(F_HOLD, "hold") \
 	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
 	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
 	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                                        \
@@ -69,6 +69,7 @@ struct tx_pool;
 struct leases;
 struct locks;
 struct cover;
+struct deleted;
 
 struct meta {
 	struct meta_config cfg;
@@ -86,6 +87,7 @@ struct meta {
 	struct leases *leases;
 	struct locks *locks; /* NULL without a session */
 	struct cover *cover; /* NULL: nothing is remembered */
+	struct deleted *deleted; /* NULL: this session opens no files */
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
@@ -192,6 +194,15 @@ void tx_finish_stuck(struct meta *m);
  * claim told, under which it died; "": it is our own, which ends. Heartbeat thread. */
 void tx_recover(struct meta *m, const char *session, const char *died);
 void tx_collect_garbage(struct meta *m);
+
+/* deleted.c. deleted_open() blocks; so do the others, on the heartbeat thread or at the end. */
+int deleted_open(struct meta *m);
+/* There is something on the shard's list. */
+void deleted_look(struct meta *m, unsigned shard);
+/* The session came back in this shard after it was taken for dead. */
+int deleted_join(struct meta *m, unsigned shard);
+void deleted_leave(struct meta *m);
+void deleted_close(struct meta *m);
 
 /* locks.c, see locks.h. After the push connection was made and before it is started; stopped when it is
  * closed, freed after the connection. */

@@ -8,7 +8,8 @@
 --   {0}v             string  settings of the volume, JSON
 --   {0}f             string  id of the volume that a format is about to make; gone when it is made
 --   {0}S  {0}H       hash    session id -> JSON; sorted set: session id by expiry (ms)
---   Tc               hash    counters: n last inode sequence, i inodes, b bytes, p last pack (shard 0),
+--   Tc               hash    counters: n last inode sequence, i inodes, b bytes, d (see TD),
+--                            p last pack (shard 0),
 --                            s last session (shard 0), h ms of the last heartbeat (shard 0)
 --   Ti<q/64>         hash    INODE BUCKET: q%64 -> inode record    (q: sequence, hex in key names)
 --   Td<q>:<start>    hash    DENTRY BUCKET of directory q: name -> entry
@@ -18,7 +19,7 @@
 --   Tu<q>            hash    name -> value of extended attributes and ACLs (functions_xattr.lua)
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use
 --   Tz               set     packs whose live bytes came to 0 here
---   To               hash    q -> session that holds this deleted inode open
+--   To TD TV                 deleted files that may be open (functions_deleted.lua)
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)
 --   Te               hash    q -> lease of directory q (see there)
 --   Tk... Tw...              locks of files and who waits for them (functions_lock.lua)
@@ -542,20 +543,6 @@ local function destroy(T, q, r)
   if has_flag(r, LEASED) then call('HDEL', T .. 'e', hex(q)) end
   if r.flags % IMMUTABLE >= XATTRS then call('UNLINK', T .. 'u' .. hex(q)) end
   usage(T, -1, r.kind == REG and -r.size or 0)
-end
-
--- Takes one name away from inode q. Returns its record afterwards.
-local function drop_link(T, q, r, keep, now)
-  r.nlink = r.nlink - 1
-  r.ctime = now
-  if r.nlink > 0 then return put(T, q, r) end
-  r.nlink = 0
-  if keep ~= '' then
-    call('HSET', T .. 'o', hex(q), keep)
-    return put(T, q, r)
-  end
-  destroy(T, q, r)
-  return build(r)
 end
 
 local function drop_suid(mode)

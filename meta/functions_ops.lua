@@ -422,17 +422,6 @@ local function rename(K, A)
   return remember(T, A[9], { code, src, ss, dst or '', ds })
 end
 
--- inode, session, retry
-local function release(K, A)
-  local T, q = K[1], tonumber(A[1])
-  local holder = call('HGET', T .. 'o', hex(q))
-  if holder ~= A[2] then return { 0 } end
-  call('HDEL', T .. 'o', hex(q))
-  local r = get(T, q)
-  if r and r.nlink == 0 then destroy(T, q, r) end
-  return { 0 }
-end
-
 local function in_log(log, ext) -- is the extent one of the log's?
   local p = 1
   while p <= #log do

@@ -82,14 +82,12 @@ function session.sweep(K, A)
   local page = call('HSCAN', T .. 'o', A[3], 'COUNT', 200)
   local all = page[2]
   for i = 1, #all, 2 do
-    if all[i + 1] == A[1] then
-      local q = tonumber(all[i], 16)
-      local ok, r = pcall(get, T, q) -- a damaged record is left to fsck
-      if ok and r and r.nlink == 0 then pcall(destroy, T, q, r) end
-      call('HDEL', T .. 'o', all[i])
+    if string.find(',' .. all[i + 1] .. ',', ',' .. A[1] .. ',', 1, true) then
+      held.let_go(T, tonumber(all[i], 16), A[1])
     end
   end
   if page[1] ~= '0' then return { 0, page[1] } end
+  call('HDEL', T .. 'V', A[1])
   for _, what in ipairs({ 'r', 'm' }) do
     if A[2] == '' then
       call('DEL', T .. what .. A[1])
@@ -102,13 +100,14 @@ end
 
 -- --- garbage: extents on their way out of the live counters
 
--- Reply: the first item of the list and, for a whole file, some of its windows.
+-- Reply: 0, or 1 if there are deleted files to be looked at (see held.list); the first item of the list and,
+-- for a whole file, some of its windows.
 local function garbage_peek(K, A)
   local T = K[1]
-  local item = call('LINDEX', T .. 'g', 0)
-  if not item then return { 0, '' } end
-  if sub(item, 1, 1) == 'B' then return { 0, item } end
-  local key, out = T .. 'x' .. sub(item, 2), { 0, item }
+  local item, code = call('LINDEX', T .. 'g', 0), call('EXISTS', T .. 'D')
+  if not item then return { code, '' } end
+  if sub(item, 1, 1) == 'B' then return { code, item } end
+  local key, out = T .. 'x' .. sub(item, 2), { code, item }
   local some, bytes = call('HRANDFIELD', key, 32), 0
   for _, w in ipairs(some) do
     local log = call('HGET', key, w)

@@ -126,8 +126,11 @@ function x.finish(K, A)
   if not mine or A[3] == '1' then return { code, s or '' } end
   if r and r.kind == DIR then
     destroy(T, q, r)
+  elseif unnamed and call('HEXISTS', T .. 'o', hex(q)) == 1 then
+    r.nlink, r.ctime = r.nlink - 1, A[4]
+    put(T, q, r)
   elseif r then
-    drop_link(T, q, r, unnamed and call('HGET', T .. 'o', hex(q)) or '', A[4])
+    drop_link(T, q, r, '', A[4])
   end
   return { code, '' }
 end
@@ -422,7 +425,7 @@ register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'fo
 
 -- A full Redis must not stop what makes room, ends something half-done, or keeps a session alive.
 register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir, 'rename', rename,
-  'release', release, 'session_open', session.open, 'session_back', session.back, 'heartbeat', session.beat,
+  'release', held.release, 'hold', held.hold, 'seen', held.seen, 'session_open', session.open, 'session_back', session.back, 'heartbeat', session.beat,
   'session_claim', session.claim, 'session_close', session.close, 'session_sweep', session.sweep,
   'garbage_done', garbage_done, 'take', x.take,
   'x_end', x.finish, 'x_drop', x.drop, 'x_forget', x.forget, 'x_clear', x.clear, 'x_mark', x.mark,
@@ -430,7 +433,7 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
   'x_exchange', x.exchange, 'x_moved', x.moved, 'x_lock', x.lock,
   'x_unlock', x.unlock, 'removexattr', xattr.remove, 'set_flags', xattr.set_flags })
 
-register({ 'no-writes' }, { 'next_window', data.next_window })
+register({ 'no-writes' }, { 'next_window', data.next_window, 'deleted', held.list })
 register({}, { 'tmpfile', data.tmpfile, 'clone', data.clone, 'append', data.append, 'touch', data.touch })
 register({ 'allow-oom' }, { 'allocate', data.allocate })
 register({ 'no-writes' }, { 'lock_get', locks.lock_get, 'lock_blockers', locks.lock_blockers })

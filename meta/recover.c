@@ -217,12 +217,15 @@ static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peek
 	return rc;
 }
 
-/* Works one item off, or a part of it that has not too many packs. False: nothing left, or trouble. */
-static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
+/* Works one item off, or a part of it that has not too many packs. False: nothing left, or trouble.
+ * *deleted: there are deleted files to be looked at. */
+static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums, bool *deleted)
 {
 	redisReply *reply = NULL;
+	long long code = 0;
 	struct conn_request *r = call_begin(m, shard, F_GARBAGE_PEEK, 0, 0);
-	int rc = call_checked(m, F_GARBAGE_PEEK, r, &reply, NULL);
+	int rc = call_checked(m, F_GARBAGE_PEEK, r, &reply, &code);
+	*deleted = code == 1;
 	const redisReply *item = rc ? NULL : reply_at(reply, 1);
 	bool more = false;
 	if (item && item->len) {
@@ -253,8 +256,12 @@ void tx_collect_garbage(struct meta *m)
 	struct pack_sums *sums = malloc(sizeof(*sums));
 	if (!sums)
 		return;
-	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++)
-		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums); i++)
+	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++) {
+		bool deleted = false;
+		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums, &deleted); i++)
 			;
+		if (deleted)
+			deleted_look(m, s);
+	}
 	free(sums);
 }

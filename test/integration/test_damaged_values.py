@@ -208,11 +208,12 @@ def by_hand():
         "x_drop": [b"1.96", b"2", b"", time9], "x_mark": [b"1.95", b"i", b"1", b"d"],
         "x_rmdir": [b"1.94", b"2"], "x_unmark": [b"1.95", b"1", b"d", b"0", time9, b"100", b"4", b"0", b"2"],
         "x_insert": [b"1.93", b"1", b"e", b"4", b"0", b"2", b"0", b"", b"", time9, b"100", b"1.92", b"1", b""],
+        "deleted": [b"0", b"9"], "seen": [b"1", b"9"], "hold": [b"2", b"1"],
         "x_aim": [b"1.90", b"1", b"d", b"4", b"0", b"2"],
         "x_exchange": [b"1.89", b"1", b"d", b"8", b"0", b"2", time9, b"100", b""],
         "x_refuse": [b"1.90", b"-5", b"1", b"d", b"1"], "x_moved": [b"1.88", b"2", b"0", b"1", time9],
     }
-    reading = {"session_list", "garbage_peek", "window", "next_window", "statfs", "windows",
+    reading = {"session_list", "garbage_peek", "deleted", "window", "next_window", "statfs", "windows",
                "readlink"}
     return {n: [b"FCALL", b"silt1_" + n.encode(), b"1", T, *a, *([] if n in reading else [b"0"])]
             for n, a in given.items()}
