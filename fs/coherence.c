@@ -187,7 +187,8 @@ static void kept(void *arg, void *open, int err)
 	struct coherence *c = arg;
 	struct node *n = open;
 	if (err == -ENOENT)
-		silt_warn(c->fs->cfg.log, "inode %llu was deleted elsewhere and is gone, though it is open here",
+		silt_warn(c->fs->cfg.log,
+		          "inode %llu was deleted elsewhere and is gone, though it is open here",
 		          (unsigned long long)n->ino);
 	node_put(c->fs, n);
 }

@@ -1,6 +1,6 @@
-/* Files that lost their last name while others may have them open (functions_deleted.lua has the scheme).
- * In each heartbeat: what was on a shard's list at the last one is looked through and what is open here
- * held; then the shard is told, and some that all mounts have seen goes. */
+/* Files that lost their last name while others may have them open (functions_deleted.lua has the
+ * scheme). In each heartbeat: what was on a shard's list at the last one is looked through and what
+ * is open here held; then the shard is told, and some that all mounts have seen goes. */
 #include "meta/engine.h"
 
 #include <errno.h>
@@ -17,7 +17,8 @@ struct deleted {
 	struct meta_deleted_listener listener;
 	/* the heartbeat thread's */
 	struct {
-		uint64_t looked, end; /* places: before which we have looked; of its end at the last beat */
+		uint64_t looked,
+		        end; /* places: before which we have looked; of its end at the last beat */
 	} shards[];
 };
 
@@ -60,7 +61,8 @@ static int hold(struct meta *m, silt_ino ino)
 	return rc;
 }
 
-/* Holds what of a page is open here. Fails when it may not have been held: the page is looked at again. */
+/* Holds what of a page is open here. Fails when it may not have been held: the page is looked at
+ * again. */
 static int hold_open(struct meta *m, unsigned shard, const char *page)
 {
 	struct meta_deleted_listener *l = &m->deleted->listener;
@@ -92,7 +94,8 @@ static int look(struct meta *m, unsigned shard)
 	conn_arg_u64(&r, d->shards[shard].looked);
 	conn_arg_u64(&r, left < PAGE ? left : PAGE);
 	int rc = call_checked(m, F_DELETED, r, &reply, NULL);
-	const redisReply *stop = rc ? NULL : reply_at(reply, 2), *page = rc ? NULL : reply_at(reply, 3);
+	const redisReply *stop = rc ? NULL : reply_at(reply, 2),
+	                 *page = rc ? NULL : reply_at(reply, 3);
 	if (!rc && (!stop || !page))
 		rc = -EIO;
 	if (!rc)
@@ -148,7 +151,8 @@ int deleted_open(struct meta *m)
 {
 	if (!m->cfg.opens_files)
 		return 0;
-	m->deleted = calloc(1, sizeof(*m->deleted) + m->volume.shards * sizeof(*m->deleted->shards));
+	m->deleted =
+	        calloc(1, sizeof(*m->deleted) + m->volume.shards * sizeof(*m->deleted->shards));
 	if (!m->deleted)
 		return -ENOMEM;
 	silt_lock_init(&m->deleted->lock);

@@ -3,7 +3,7 @@
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c
  * requests and replies; push.c what Redis says unasked; locks.c, lock_*.c locks of files; names.c
  * operations on names; ops.c on inodes and the volume; windows.c; readdir.c; commit.c; sequence.c inode
- * numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
+ * numbers; tx.c, tx_*.c operations across shards; recover.c; deleted.c; xattr.c; frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 

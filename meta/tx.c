@@ -10,8 +10,8 @@
  *	rmdir    P mark + intent         C GONE IF EMPTY    P entry gone (or unmark)  C clear
  *	rename   see tx_rename.c
  *
- * P: shard of the directory; C: of the inode. A name that is marked can be looked up but not changed:
- * who meets it tries again. */
+ * P: shard of the directory; C: of the inode. A name that is marked can be looked up but not
+ *changed: who meets it tries again. */
 #include "meta/tx.h"
 
 #include <errno.h>
@@ -217,7 +217,8 @@ int run_rmdir(struct meta *m, const char *tx, silt_ino dir, const char *name, si
 	rc = S_ISDIR(e.type) ? step_rmdir(m, tx, e.ino) : -ENOTDIR;
 	if (rc == -ENOTCONN)
 		return rc;
-	int rc2 = step_unmark(m, tx, dir, name, len, rc ? ENTRY_STAYS : ENTRY_GOES, NULL, now, &seen);
+	int rc2 =
+	        step_unmark(m, tx, dir, name, len, rc ? ENTRY_STAYS : ENTRY_GOES, NULL, now, &seen);
 	if (rc2 == -ENOTCONN)
 		return rc2;
 	if (S_ISDIR(e.type))

@@ -1,5 +1,5 @@
-/* The lock of the volume under which directories move to other parents, and the check for which it is
- * there: no directory becomes its own descendant. Two moves that are each right may make a loop
+/* The lock of the volume under which directories move to other parents, and the check for which it
+ * is there: no directory becomes its own descendant. Two moves that are each right may make a loop
  * together, so they go one after the other: from before the check until all parents say where their
  * directories are. The lock has no time limit, after which a client that was only stopped could go
  * on unchecked; it belongs to the transaction, whoever completes that gives it back. */

@@ -6,10 +6,11 @@
  *	exchange  [L lock]  A mark + intent  B IN PLACE, takes the other out  S, O parents and times
  *	          A the other in place (or unmark)  clear  [L unlock]
  *
- * A, B: shards of the directories that it goes from and to; S, R, O: of the inodes that move, are removed,
- * move back; L: shard 0. What can't happen is refused in B first, which decides for everybody who runs
- * the list; only then the mark goes. From where the target directory is gone until it has been
- * replaced nothing can be refused: its name is marked, so it stays, and nothing forbids to replace it. */
+ * A, B: shards of the directories that it goes from and to; S, R, O: of the inodes that move, are
+ *removed, move back; L: shard 0. What can't happen is refused in B first, which decides for
+ *everybody who runs the list; only then the mark goes. From where the target directory is gone
+ *until it has been replaced nothing can be refused: its name is marked, so it stays, and nothing
+ *forbids to replace it. */
 #include "meta/tx.h"
 
 #include <errno.h>
@@ -169,7 +170,8 @@ static int tell_moved(struct move *v, const char *tx, const struct entry *e, sil
 {
 	int rc = step_moved(v->m, S_ISDIR(e->type) ? tx : "", e->ino, parent, v->a->now, inode);
 	if (rc && rc != -ENOTCONN) {
-		silt_warn(v->m->log, "rename: inode %llu has no record", (unsigned long long)e->ino);
+		silt_warn(v->m->log, "rename: inode %llu has no record",
+		          (unsigned long long)e->ino);
 		rc = 0;
 	}
 	return rc;
@@ -206,7 +208,8 @@ static int rename_marked(struct move *v)
 	}
 	if (rc == -ENOTCONN)
 		return rc;
-	int rc2 = step_unmark(v->m, a->tx, a->dir, a->name, a->len, end, &v->back, a->now, &v->seen);
+	int rc2 =
+	        step_unmark(v->m, a->tx, a->dir, a->name, a->len, end, &v->back, a->now, &v->seen);
 	if (rc2 == -ENOTCONN)
 		return rc2;
 	clear(v);
@@ -223,7 +226,8 @@ static void intent_for_rename(struct intent *i, const struct rename_args *a)
 	intent_add_u64(i, a->flags);
 }
 
-/* Is a directory among what moves? Who completes what another began finds the lock taken if it is. */
+/* Is a directory among what moves? Who completes what another began finds the lock taken if it is.
+ */
 static int lock_if_needed(struct move *v)
 {
 	const struct rename_args *a = v->a;

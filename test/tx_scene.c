@@ -78,7 +78,8 @@ static void prepare_empty(struct meta *m, const struct scene *s)
 		silt_ino ino = must_make(m, s->d[2], "empty", S_IFDIR | 0755);
 		unsigned shard = silt_ino_shard(ino);
 		if (shard != silt_ino_shard(s->d[0]) && shard != silt_ino_shard(s->d[1])) {
-			assert_int_equal(rename_(m, s->d[2], "empty", s->d[1], "empty", 0, NULL), 0);
+			assert_int_equal(rename_(m, s->d[2], "empty", s->d[1], "empty", 0, NULL),
+			                 0);
 			return;
 		}
 		assert_int_equal(rmdir_(m, s->d[2], "empty"), 0);
@@ -112,9 +113,9 @@ const struct job link_job = { .run = run_link };
 const struct job unlink_job = {
 	.run = run_unlink, .prepare = prepare_unlink, .unlinks = true, .removes = "link"
 };
-const struct job rmdir_one_job = {
-	.run = run_rmdir_one, .prepare = prepare_empty, .removes = "empty"
-};
+const struct job rmdir_one_job = { .run = run_rmdir_one,
+	                           .prepare = prepare_empty,
+	                           .removes = "empty" };
 const struct job rename_job = { .run = run_rename, .moves = "file", .to = "moved" };
 const struct job rename_over_job = { .run = run_rename_over,
 	                             .prepare = prepare_rename_over,
@@ -132,14 +133,12 @@ const struct job exchange_job = { .run = run_exchange,
 	                          .moves = "file",
 	                          .to = "link",
 	                          .swaps = true };
-const struct job exchange_dirs_job = { .run = run_exchange_dirs,
-	                               .moves = "dir",
-	                               .to = "dir2",
-	                               .swaps = true };
-const struct job exchange_both_job = { .run = run_exchange_both,
-	                               .moves = "file",
-	                               .to = "dir2",
-	                               .swaps = true };
+const struct job exchange_dirs_job = {
+	.run = run_exchange_dirs, .moves = "dir", .to = "dir2", .swaps = true
+};
+const struct job exchange_both_job = {
+	.run = run_exchange_both, .moves = "file", .to = "dir2", .swaps = true
+};
 
 /* --- the scene --- */
 
@@ -294,8 +293,9 @@ void check_volume(struct meta *m)
 
 /* --- clients --- */
 
-static int child_main(const struct meta_address *address, int (*run)(struct meta *, const struct scene *),
-                      const struct scene *s, int go)
+static int child_main(const struct meta_address *address,
+                      int (*run)(struct meta *, const struct scene *), const struct scene *s,
+                      int go)
 {
 	char c;
 	struct meta *m = NULL;
@@ -316,8 +316,8 @@ static int child_main(const struct meta_address *address, int (*run)(struct meta
 	return 0;
 }
 
-struct child child_start(const struct meta_address *address, int (*run)(struct meta *, const struct scene *),
-                         const struct scene *s)
+struct child child_start(const struct meta_address *address,
+                         int (*run)(struct meta *, const struct scene *), const struct scene *s)
 {
 	int go[2];
 	assert_int_equal(pipe(go), 0);
@@ -357,4 +357,3 @@ void wait_sessions(struct meta *m, unsigned most)
 	}
 	fail_msg("the dead session is still there");
 }
-

@@ -91,9 +91,12 @@ static void test_client_dies(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		DIES_IN(mkdir),           DIES_IN(link),     DIES_IN(unlink),        DIES_IN(rmdir),
-		DIES_IN(rename),          DIES_IN(rename_over), DIES_IN(rename_dir),
-		DIES_IN(rename_dir_over), DIES_IN(exchange), DIES_IN(exchange_dirs), DIES_IN(exchange_both),
+		DIES_IN(mkdir),         DIES_IN(link),
+		DIES_IN(unlink),        DIES_IN(rmdir),
+		DIES_IN(rename),        DIES_IN(rename_over),
+		DIES_IN(rename_dir),    DIES_IN(rename_dir_over),
+		DIES_IN(exchange),      DIES_IN(exchange_dirs),
+		DIES_IN(exchange_both),
 	};
 	const char *only = getenv("SILT_TEST_ONLY");
 	if (only)

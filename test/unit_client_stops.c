@@ -1,10 +1,11 @@
-/* A client that is only stopped in the middle of an operation across shards, until others have taken it
- * for dead and have completed the operation or taken it back; and then goes on. Meanwhile the names have
- * been moved away and given to other things, so that any step that is done a second time does harm. The
- * same with the client that does the completing: it is stopped too, a third does it all, and it goes on.
+/* A client that is only stopped in the middle of an operation across shards, until others have
+ * taken it for dead and have completed the operation or taken it back; and then goes on. Meanwhile
+ * the names have been moved away and given to other things, so that any step that is done a second
+ * time does harm. The same with the client that does the completing: it is stopped too, a third
+ * does it all, and it goes on.
  *
- * Stopped by the proxy (redis_proxy.h) after the server has executed the step; the reply waits for it when it
- * goes on, or is lost with its connection, and it sends the step again. */
+ * Stopped by the proxy (redis_proxy.h) after the server has executed the step; the reply waits for
+ * it when it goes on, or is lost with its connection, and it sends the step again. */
 #include "test/tx_scene.h"
 
 #include <signal.h>
@@ -77,8 +78,8 @@ static void hold(struct held *h, struct meta *m, silt_ino dir)
 	meta_wait_free(&w);
 }
 
-/* Gives every name to something new of the same kind; what had it goes to another of the directories. Removes
- * what is called `gone`. */
+/* Gives every name to something new of the same kind; what had it goes to another of the
+ * directories. Removes what is called `gone`. */
 static void meddle(struct meta *m, const struct scene *s, const char *gone)
 {
 	struct held h = { .n = 0 };
@@ -108,14 +109,16 @@ static bool has_happened(struct meta *m, const struct scene *s, const struct job
 	return !j->moves || scene_at(m, s->d[1], j->to) == what;
 }
 
-/* An operation that was taken back, or had not begun, may be done later, with the names as they are then. */
+/* An operation that was taken back, or had not begun, may be done later, with the names as they are
+ * then. */
 static void check_late(struct meta *m, const struct scene *s, const struct job *j, struct held *h)
 {
 	silt_ino from = 0, to = 0;
 	for (unsigned k = 0; k < h->n; k++) {
 		if (j->moves && h->v[k].dir == s->d[0] && strcmp(h->v[k].name, j->moves) == 0)
 			from = h->v[k].ino;
-		if (h->v[k].dir == s->d[1] && strcmp(h->v[k].name, j->removes ? j->removes : j->to) == 0)
+		if (h->v[k].dir == s->d[1] &&
+		    strcmp(h->v[k].name, j->removes ? j->removes : j->to) == 0)
 			to = h->v[k].ino;
 	}
 	const char *there = j->removes ? j->removes : j->to;
@@ -144,7 +147,8 @@ static bool wait_stopped(struct proxy *x, struct child *c)
 {
 	siginfo_t info = { 0 };
 	while (proxy_struck(x) == 0) {
-		assert_int_equal(waitid(P_PID, (id_t)c->pid, &info, WEXITED | WNOHANG | WNOWAIT), 0);
+		assert_int_equal(waitid(P_PID, (id_t)c->pid, &info, WEXITED | WNOHANG | WNOWAIT),
+		                 0);
 		if (info.si_pid)
 			return proxy_struck(x) > 0;
 		usleep(1000);
@@ -152,13 +156,14 @@ static bool wait_stopped(struct proxy *x, struct child *c)
 	return true;
 }
 
-static struct child start_and_stop(struct fixture *f, const struct scene *s, int step, bool *stopped)
+static struct child start_and_stop(struct fixture *f, const struct scene *s, int step,
+                                   bool *stopped)
 {
 	const struct job *job = f->stop->job;
 	struct child c = child_start(proxy_address(f->x), job->run, s);
 	bool first = job->unlinks && step == 0;
-	proxy_arm_at(f->x, first ? "silt1_unlink" : "silt1_x_", job->unlinks && !first ? step - 1 : step,
-	             f->stop->how, c.pid);
+	proxy_arm_at(f->x, first ? "silt1_unlink" : "silt1_x_",
+	             job->unlinks && !first ? step - 1 : step, f->stop->how, c.pid);
 	child_go(&c);
 	*stopped = wait_stopped(f->x, &c);
 	if (!*stopped)
@@ -166,7 +171,8 @@ static struct child start_and_stop(struct fixture *f, const struct scene *s, int
 	return c;
 }
 
-/* A client that completes what `c` left is stopped at step `step` of that; false: it has not so many. */
+/* A client that completes what `c` left is stopped at step `step` of that; false: it has not so
+ * many. */
 static bool stop_healer(struct fixture *f, int step, struct child *h)
 {
 	*h = child_start(proxy_address(f->x2), NULL, NULL);
@@ -257,10 +263,19 @@ static void test_stops(void **state)
 }
 
 #define STOPS_IN(job, how)                                                                         \
-	{ #job " " #how, test_stops, setup, teardown, (void *)&(const struct stop){ &job##_job, how, false } }
+	{                                                                                          \
+#job " " #how, test_stops, setup, teardown, (void *)&(const struct stop)           \
+		{                                                                                  \
+			&job##_job, how, false                                                     \
+		}                                                                                  \
+	}
 #define TWO_IN(job, how)                                                                           \
-	{ #job " " #how " two", test_stops, setup, teardown,                                       \
-	  (void *)&(const struct stop){ &job##_job, how, true } }
+	{                                                                                          \
+#job " " #how " two", test_stops, setup, teardown, (void *)&(const struct stop)    \
+		{                                                                                  \
+			&job##_job, how, true                                                      \
+		}                                                                                  \
+	}
 #define ALL(X, how)                                                                                \
 	X(link, how), X(unlink, how), X(rename, how), X(rename_over, how), X(rename_dir, how),     \
 	        X(rename_dir_over, how), X(exchange, how), X(exchange_dirs, how)

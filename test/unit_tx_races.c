@@ -64,8 +64,8 @@ static void end_round(struct fixture *f)
 	scene_clear(f->m[0], &f->at);
 }
 
-/* Two directories, each moved into the other: the second would make a loop. `flags` exchange: with a
- * directory there. */
+/* Two directories, each moved into the other: the second would make a loop. `flags` exchange: with
+ * a directory there. */
 static void into_each_other(struct fixture *f, unsigned flags)
 {
 	struct meta *m = f->m[0];
@@ -79,8 +79,14 @@ static void into_each_other(struct fixture *f, unsigned flags)
 			must_make(m, in_a, to, S_IFDIR | 0755);
 			must_make(m, in_b, to, S_IFDIR | 0755);
 		}
-		struct call c[2] = { { .from = f->at.d[0], .to = in_b, .name = "a", .name2 = to, .flags = flags },
-			             { .from = f->at.d[1], .to = in_a, .name = "b", .name2 = to, .flags = flags } };
+		struct call c[2] = {
+			{ .from = f->at.d[0],
+			  .to = in_b,
+			  .name = "a",
+			  .name2 = to,
+			  .flags = flags },
+			{ .from = f->at.d[1], .to = in_a, .name = "b", .name2 = to, .flags = flags }
+		};
 		both(f, c);
 		assert_true((c[0].rc == 0) != (c[1].rc == 0));
 		assert_int_equal(c[0].rc + c[1].rc, -EINVAL);
@@ -109,8 +115,10 @@ static void test_over_each_other(void **state)
 		uint32_t type = k % 2 ? S_IFDIR : S_IFREG;
 		silt_ino a = must_make(m, f->at.d[0], "a", type | 0755);
 		silt_ino b = must_make(m, f->at.d[1], "b", type | 0755);
-		struct call c[2] = { { .from = f->at.d[0], .to = f->at.d[1], .name = "a", .name2 = "b" },
-			             { .from = f->at.d[1], .to = f->at.d[0], .name = "b", .name2 = "a" } };
+		struct call c[2] = {
+			{ .from = f->at.d[0], .to = f->at.d[1], .name = "a", .name2 = "b" },
+			{ .from = f->at.d[1], .to = f->at.d[0], .name = "b", .name2 = "a" }
+		};
 		both(f, c);
 		assert_int_equal(c[0].rc, 0);
 		assert_int_equal(c[1].rc, 0);
@@ -128,8 +136,10 @@ static void test_one_wins(void **state)
 	struct meta *m = f->m[0];
 	for (int k = 0; k < ROUNDS; k++) {
 		silt_ino a = must_make(m, f->at.d[0], "a", S_IFREG | 0644);
-		struct call c[2] = { { .from = f->at.d[0], .to = f->at.d[1], .name = "a", .name2 = "b" },
-			             { .from = f->at.d[0], .to = f->at.d[2], .name = "a", .name2 = "b" } };
+		struct call c[2] = {
+			{ .from = f->at.d[0], .to = f->at.d[1], .name = "a", .name2 = "b" },
+			{ .from = f->at.d[0], .to = f->at.d[2], .name = "a", .name2 = "b" }
+		};
 		both(f, c);
 		assert_true((c[0].rc == 0) != (c[1].rc == 0));
 		assert_int_equal(c[0].rc + c[1].rc, -ENOENT);
@@ -137,9 +147,15 @@ static void test_one_wins(void **state)
 		end_round(f);
 		must_make(m, f->at.d[0], "a", S_IFREG | 0644);
 		must_make(m, f->at.d[1], "b", S_IFREG | 0644);
-		struct call n[2] = { { .from = f->at.d[0], .to = f->at.d[2], .name = "a", .name2 = "c",
+		struct call n[2] = { { .from = f->at.d[0],
+			               .to = f->at.d[2],
+			               .name = "a",
+			               .name2 = "c",
 			               .flags = META_RENAME_NOREPLACE },
-			             { .from = f->at.d[1], .to = f->at.d[2], .name = "b", .name2 = "c",
+			             { .from = f->at.d[1],
+			               .to = f->at.d[2],
+			               .name = "b",
+			               .name2 = "c",
 			               .flags = META_RENAME_NOREPLACE } };
 		both(f, n);
 		assert_true((n[0].rc == 0) != (n[1].rc == 0));
