@@ -5,12 +5,13 @@
 -- files only, and asking all others would cost calls. So where other mounts are at work, a file that loses
 -- its last name goes on a list of its shard first. Every mount looks through the list, a heartbeat or two
 -- later, for what it has open, becomes a holder of that, and tells the shard up to which place it has
--- looked. What all mounts have seen leaves the list, and goes if nobody holds it. A mount that is slow,
+-- looked. What all mounts have seen leaves the list, and goes if nobody holds it. (Who lets go of the last
+-- hold can't know whether it is on the list, so puts it there again if there is one.) A mount that is slow,
 -- stopped or cut off holds the list up until its session is taken for dead; nothing depends on messages
 -- that may be lost, or on clocks. An open() that overlaps the removal of the name by more than a heartbeat
 -- may find the file gone.
 --
---   To   hash   q -> holders, with commas between: sessions, and "*" while it is on the list
+--   To   hash   q -> sessions that hold it, with commas between
 --   TD   list   q of files that lost their last name; the first one's place is counter d (Tc)
 --   TV   hash   session of each mount -> place before which it has looked. It is there from before the
 --               mount's first open() to its end; with one mount nothing is put on the list
@@ -47,10 +48,18 @@ function held.remove(T, q, who) -- true: it was the last who held it
   return true
 end
 
-function held.let_go(T, q, who)
-  if not held.remove(T, q, who) then return end
+local function go(T, q)
   local ok, r = pcall(get, T, q) -- a damaged record is left to fsck
   if ok and r and r.nlink == 0 then pcall(destroy, T, q, r) end
+end
+
+function held.let_go(T, q, who)
+  if not held.remove(T, q, who) then return end
+  if call('EXISTS', T .. 'D') == 1 then
+    call('RPUSH', T .. 'D', hex(q))
+  else
+    go(T, q)
+  end
 end
 
 -- Takes one name away from inode q; `keep`: a session that has it open, or "". Returns its record afterwards.
@@ -61,10 +70,7 @@ local function drop_link(T, q, r, keep, now)
   r.nlink = 0
   local list = r.kind == REG and call('HLEN', T .. 'V') > 1
   if keep ~= '' then held.add(T, q, keep) end
-  if list then
-    held.add(T, q, '*')
-    call('RPUSH', T .. 'D', hex(q))
-  end
+  if list then call('RPUSH', T .. 'D', hex(q)) end
   if list or keep ~= '' then return put(T, q, r) end
   destroy(T, q, r)
   return build(r)
@@ -107,7 +113,7 @@ function held.seen(K, A)
     call('LTRIM', T .. 'D', n, -1)
     next_of(T, 'd', n)
     for _, q in ipairs(some) do
-      if tonumber(q, 16) then held.let_go(T, tonumber(q, 16), '*') end
+      if tonumber(q, 16) and call('HEXISTS', T .. 'o', q) == 0 then go(T, tonumber(q, 16)) end
     end
   end
   return { least - first > SEEN_MAX and 1 or 0, fmt('%.0f', stop) }
