@@ -159,6 +159,42 @@ void fs_inode_changed(struct fs *fs, struct node *n, bool gone)
 	            (unsigned long long)n->ino, gone ? "deleted" : "changed");
 }
 
+static bool anything_open(void *arg)
+{
+	struct coherence *c = arg;
+	return atomic_load(&c->fs->nodes.open_nodes) > 0;
+}
+
+static void *is_open(void *arg, silt_ino ino)
+{
+	struct coherence *c = arg;
+	struct node *n = node_get(c->fs, ino);
+	if (!n)
+		return NULL;
+	silt_lock(&n->lock);
+	bool open = n->handles > 0;
+	if (open) {
+		n->deleted = true; /* released with the last reference */
+		n->attr.nlink = 0;
+	}
+	silt_unlock(&n->lock);
+	if (open)
+		return n;
+	node_put(c->fs, n);
+	return NULL;
+}
+
+static void kept(void *arg, void *open, int err)
+{
+	struct coherence *c = arg;
+	struct node *n = open;
+	if (err == -ENOENT)
+		silt_warn(c->fs->cfg.log,
+		          "inode %llu was deleted elsewhere and is gone, though it is open here",
+		          (unsigned long long)n->ino);
+	node_put(c->fs, n);
+}
+
 struct check {
 	struct fs *fs;
 	struct node *node;
@@ -506,8 +542,13 @@ int coherence_open(struct fs *fs, struct coherence **out)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	*out = c;
 	struct meta_listener l = { .on_stale = on_stale, .on_up = on_up, .arg = c };
-	if (!rc)
+	struct meta_deleted_listener d = {
+		.anything_open = anything_open, .is_open = is_open, .kept = kept, .arg = c
+	};
+	if (!rc) {
 		meta_listen(fs->cfg.meta, &l);
+		meta_hear_deleted(fs->cfg.meta, &d);
+	}
 	return -rc;
 }
 
@@ -516,6 +557,7 @@ void coherence_stop(struct coherence *c)
 	if (!c || c->nthreads == 0)
 		return;
 	meta_listen(c->fs->cfg.meta, NULL);
+	meta_hear_deleted(c->fs->cfg.meta, NULL);
 	silt_lock(&c->lock);
 	c->stop = true;
 	silt_cond_broadcast(&c->wake);

@@ -77,6 +77,8 @@ void coherence_moved(struct fs *fs, struct drop *d);
 /* A file was opened here with `flags`: looked after when it stays open. */
 void coherence_opened(struct fs *fs, silt_ino ino, int flags);
 
+/* Open files that lose their last name elsewhere are held: meta_hear_deleted(). */
+
 /* Inode `ino`, which is open here, was changed or (`gone`) deleted, maybe by another mount; its
  * node has the new attributes. Called on a reader thread, no lock held. Whoever must know adds its
  * call there. */

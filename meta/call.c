@@ -41,7 +41,7 @@ bool function_writes(enum meta_function fn)
 	case F_LISTXATTR:
 	case F_LOCK_GET:
 	case F_LOCK_BLOCKERS:
-	case F_X_INTENTS:
+	case F_DELETED:
 	case F_COVER: return false;
 	default: return true;
 	}

@@ -15,6 +15,7 @@
 
 #define HEARTBEAT_MS	 5000
 #define HEARTBEATS_MISSED 5
+#define TX_LIFE_BITS      40 /* requests of one life of a session: see functions_sent.lua */
 #define FILL		 64 /* entries a bucket; at most about twice that before its split comes */
 #define FILL_SMALL	 32 /* where hash-max-listpack-entries can't be raised from 128 */
 
@@ -37,10 +38,15 @@ static void check_session(struct meta *m, redisContext *c)
 	if (!m->locks)
 		return;
 	redisReply *r = redisCommand(c, "HEXISTS {0}S %s", m->session_text);
-	if (r && r->type == REDIS_REPLY_INTEGER && r->integer == 0)
+	redisReply *dead = redisCommand(c, "HGET {0}F %s", m->session_text);
+	bool lost = r && r->type == REDIS_REPLY_INTEGER && r->integer == 0;
+	lost |= dead && dead->type == REDIS_REPLY_STRING && strstr(dead->str, " 1 ");
+	if (lost)
 		locks_lost(m);
 	if (r)
 		freeReplyObject(r);
+	if (dead)
+		freeReplyObject(dead);
 }
 
 /* After a reconnect: the server may be another one (restarted without its data, failed over). */
@@ -122,12 +128,13 @@ static int connect_first(struct meta *m, struct silt_err *err)
 /* Registers a session; one that has been taken for dead again, under its number. */
 static int open_session(struct meta *m, struct silt_err *err)
 {
-	struct conn_request *r = call_begin(m, 0, F_SESSION_OPEN, 3, 0);
+	struct conn_request *r = call_begin(m, 0, F_SESSION_OPEN, 4, 0);
 	redisReply *reply = NULL;
 	uint64_t before = m->session;
 	conn_arg_str(&r, m->cfg.session_info ? m->cfg.session_info : "{}");
 	conn_arg_u64(&r, (uint64_t)m->cfg.heartbeat_ms * HEARTBEATS_MISSED);
 	conn_arg_u64(&r, before);
+	conn_arg_u64(&r, atomic_load(&m->tx_counter) >> TX_LIFE_BITS << TX_LIFE_BITS);
 	int rc = call_checked(m, F_SESSION_OPEN, r, &reply, NULL);
 	if (!rc && !before && reply->elements > 1 && reply->element[1]->type == REDIS_REPLY_INTEGER)
 		m->session = (uint64_t)reply->element[1]->integer;
@@ -173,10 +180,56 @@ static int simple_call(struct meta *m, enum meta_function fn, const char *a, uin
 
 static void take_over(struct meta *m, const char *dead, uint64_t ttl)
 {
-	if (simple_call(m, F_SESSION_CLAIM, dead, ttl, NULL))
+	redisReply *reply = NULL;
+	if (simple_call(m, F_SESSION_CLAIM, dead, ttl, &reply))
 		return;
-	silt_info(m->log, "session %s has expired: cleaning up after it", dead);
-	tx_recover(m, dead);
+	const redisReply *died = reply_at(reply, 1);
+	if (died) {
+		silt_info(m->log, "session %s has expired: cleaning up after it", dead);
+		tx_recover(m, dead, died->str);
+	}
+	freeReplyObject(reply);
+}
+
+/* What began before the session was taken for dead is told by its number from what begins now. */
+static void number_anew(struct meta *m)
+{
+	uint_fast64_t n = atomic_load(&m->tx_counter);
+	while (!atomic_compare_exchange_weak(&m->tx_counter, &n, ((n >> TX_LIFE_BITS) + 1) << TX_LIFE_BITS))
+		;
+}
+
+/* Tells the other shards that the session came back. */
+static int tell_back(struct meta *m)
+{
+	int rc = 0;
+	while (m->back_in < m->volume.shards && !rc) {
+		struct conn_request *r = call_begin(m, m->back_in, F_SESSION_BACK, 2, 0);
+		redisReply *reply = NULL;
+		conn_arg_str(&r, m->session_text);
+		conn_arg_u64(&r, atomic_load(&m->tx_counter) >> TX_LIFE_BITS << TX_LIFE_BITS);
+		rc = call_checked(m, F_SESSION_BACK, r, &reply, NULL);
+		if (reply)
+			freeReplyObject(reply);
+		if (!rc)
+			rc = deleted_join(m, m->back_in);
+		m->back_in += !rc;
+	}
+	return rc;
+}
+
+static int come_back(struct meta *m, uint64_t ttl)
+{
+	silt_error(m->log, "session %s was taken for dead (no heartbeat for %llu s): files that were "
+		   "deleted while open here are gone, locks that were held here are lost",
+		   m->session_text, (unsigned long long)ttl / 1000);
+	locks_lost(m);
+	int rc = locks_start_anew(m);
+	if (rc)
+		return rc;
+	number_anew(m);
+	m->back_in = 0;
+	return open_session(m, NULL); /* what it holds from now on must be found when it dies */
 }
 
 static int beat(struct meta *m)
@@ -184,23 +237,16 @@ static int beat(struct meta *m)
 	uint64_t ttl = (uint64_t)m->cfg.heartbeat_ms * HEARTBEATS_MISSED;
 	redisReply *reply = NULL;
 	int rc = simple_call(m, F_HEARTBEAT, m->session_text, ttl, &reply);
-	if (rc == -ENOENT) {
-		silt_error(m->log, "session %s was taken for dead (no heartbeat for %llu s): files that were "
-			   "deleted while open here are gone, locks that were held here are lost",
-			   m->session_text, (unsigned long long)ttl / 1000);
-		locks_lost(m);
-		rc = locks_start_anew(m);
-		if (!rc)
-			rc = open_session(m, NULL); /* what it holds from now on must be found when it dies */
-	}
-	if (rc)
-		return rc;
-	for (size_t i = 1; reply && i < reply->elements; i++)
+	if (rc == -ENOENT)
+		rc = come_back(m, ttl);
+	if (!rc)
+		rc = tell_back(m);
+	for (size_t i = 1; !rc && reply && i < reply->elements; i++)
 		if (reply_at(reply, i) && strcmp(reply_at(reply, i)->str, m->session_text) != 0)
 			take_over(m, reply_at(reply, i)->str, ttl);
 	if (reply)
 		freeReplyObject(reply);
-	return 0;
+	return rc;
 }
 
 static void *heart_main(void *arg)
@@ -275,8 +321,11 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 		silt_fail(err, rc, "cannot start threads: %s", strerror(-rc));
 	if (!rc && cfg->session)
 		rc = open_session(m, err);
+	if (!rc && cfg->session && (rc = deleted_open(m)) != 0)
+		silt_fail(err, rc, "cannot register a mount with redis: %s", strerror(-rc));
 	if (!rc && cfg->session)
 		rc = start_push(m, err);
+	m->back_in = m->volume.shards;
 	if (!rc && cfg->session)
 		rc = start_heart(m, err);
 	if (rc) {
@@ -290,8 +339,10 @@ int meta_open(const struct meta_config *cfg, struct meta **out, struct silt_err 
 /* Gives up what this session holds, so that nobody has to wait for it to expire. */
 static void close_session(struct meta *m)
 {
-	if (m->session && conn_up(m->conn))
-		tx_recover(m, m->session_text);
+	if (!m->session || !conn_up(m->conn))
+		return;
+	deleted_leave(m);
+	tx_recover(m, m->session_text, "");
 }
 
 void meta_close(struct meta *m)
@@ -307,6 +358,7 @@ void meta_close(struct meta *m)
 	if (m->conn)
 		close_session(m);
 	conn_close(m->conn);
+	deleted_close(m);
 	locks_free(m);
 	cover_close(m);
 	leases_close(m);

@@ -3,7 +3,7 @@
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c
  * requests and replies; push.c what Redis says unasked; locks.c, lock_*.c locks of files; names.c
  * operations on names; ops.c on inodes and the volume; windows.c; readdir.c; commit.c; sequence.c inode
- * numbers; tx.c operations across shards; xattr.c; frozen.c; wait.c the synchronous face. */
+ * numbers; tx.c, tx_*.c operations across shards; recover.c; deleted.c; xattr.c; frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -29,7 +29,9 @@
 	X(F_SESSION_SWEEP, "session_sweep") X(F_GARBAGE_PEEK, "garbage_peek")                      \
 	X(F_GARBAGE_DONE, "garbage_done") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
-	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_INTENTS, "x_intents")              \
+	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \
+	X(F_X_AIM, "x_aim") X(F_X_REFUSE, "x_refuse") X(F_X_EXCHANGE, "x_exchange")                \
+	X(F_SESSION_BACK, "session_back") X(F_DELETED, "deleted") X(F_SEEN, "seen") X(F_HOLD, "hold") \
 	X(F_X_MARK, "x_mark") X(F_X_RMDIR, "x_rmdir") X(F_X_UNMARK, "x_unmark")                    \
 	X(F_X_INSERT, "x_insert") X(F_X_MOVED, "x_moved") X(F_X_LOCK, "x_lock")                    \
 	X(F_X_UNLOCK, "x_unlock") X(F_GETXATTR, "getxattr")                                        \
@@ -67,6 +69,7 @@ struct tx_pool;
 struct leases;
 struct locks;
 struct cover;
+struct deleted;
 
 struct meta {
 	struct meta_config cfg;
@@ -84,9 +87,11 @@ struct meta {
 	struct leases *leases;
 	struct locks *locks; /* NULL without a session */
 	struct cover *cover; /* NULL: nothing is remembered */
+	struct deleted *deleted; /* NULL: this session opens no files */
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
+	unsigned back_in; /* heartbeat's: shards that know that the session came back after it was taken for dead */
 	struct silt_lock heart_lock; /* guards stopping */
 	struct silt_cond heart_wake;
 	bool stopping;
@@ -185,17 +190,27 @@ void tx_drop(struct op *op, unsigned shard, const redisReply *entry, const struc
 void tx_again(struct op *op); /* resubmit after a pause */
 /* Completes own operations that lost Redis on their way. Heartbeat thread. */
 void tx_finish_stuck(struct meta *m);
-/* Completes what a dead session left in every shard, and forgets the session. Heartbeat thread. */
-void tx_recover(struct meta *m, const char *session);
+/* Completes what a session left in every shard, and forgets the session. `died`: the number that its
+ * claim told, under which it died; "": it is our own, which ends. Heartbeat thread. */
+void tx_recover(struct meta *m, const char *session, const char *died);
 void tx_collect_garbage(struct meta *m);
+
+/* deleted.c. deleted_open() blocks; so do the others, on the heartbeat thread or at the end. */
+int deleted_open(struct meta *m);
+/* There is something on the shard's list. */
+void deleted_look(struct meta *m, unsigned shard);
+/* The session came back in this shard after it was taken for dead. */
+int deleted_join(struct meta *m, unsigned shard);
+void deleted_leave(struct meta *m);
+void deleted_close(struct meta *m);
 
 /* locks.c, see locks.h. After the push connection was made and before it is started; stopped when it is
  * closed, freed after the connection. */
 int locks_open(struct meta *m);
 void locks_stop(struct meta *m);
 void locks_free(struct meta *m);
-/* Takes away what a session that ended holds and waits for in a shard. Blocks. */
-int locks_sweep(struct meta *m, unsigned shard, const char *session);
+/* Takes away what a session that ended holds and waits for in a shard; `died` as in tx_recover(). Blocks. */
+int locks_sweep(struct meta *m, unsigned shard, const char *session, const char *died);
 /* Our own session was taken for dead: everything is lost, nothing new is granted. Does not block. */
 void locks_lost(struct meta *m);
 /* After that: takes away what was granted after others had cleaned up (it would stay, with nobody's

@@ -4,11 +4,14 @@
 	.global silt_functions_end
 silt_functions_begin:
 	.incbin "meta/functions.lua"
+	.incbin "meta/functions_sent.lua"
+	.incbin "meta/functions_deleted.lua"
 	.incbin "meta/functions_truncate.lua"
 	.incbin "meta/functions_xattr.lua"
 	.incbin "meta/functions_ops.lua"
 	.incbin "meta/functions_data.lua"
 	.incbin "meta/functions_lock.lua"
+	.incbin "meta/functions_session.lua"
 	.incbin "meta/functions_tx.lua"
 silt_functions_end:
 	.byte 0

@@ -8,7 +8,8 @@
 --   {0}v             string  settings of the volume, JSON
 --   {0}f             string  id of the volume that a format is about to make; gone when it is made
 --   {0}S  {0}H       hash    session id -> JSON; sorted set: session id by expiry (ms)
---   Tc               hash    counters: n last inode sequence, i inodes, b bytes, p last pack (shard 0),
+--   Tc               hash    counters: n last inode sequence, i inodes, b bytes, d (see TD),
+--                            p last pack (shard 0),
 --                            s last session (shard 0), h ms of the last heartbeat (shard 0)
 --   Ti<q/64>         hash    INODE BUCKET: q%64 -> inode record    (q: sequence, hex in key names)
 --   Td<q>:<start>    hash    DENTRY BUCKET of directory q: name -> entry
@@ -18,12 +19,13 @@
 --   Tu<q>            hash    name -> value of extended attributes and ACLs (functions_xattr.lua)
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use
 --   Tz               set     packs whose live bytes came to 0 here
---   To               hash    q -> session that holds this deleted inode open
+--   To TD TV                 deleted files that may be open (functions_deleted.lua)
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)
 --   Te               hash    q -> lease of directory q (see there)
 --   Tk... Tw...              locks of files and who waits for them (functions_lock.lua)
 --   Tt               hash    intents of operations across shards: transaction -> what it is
 --   Ta<transaction>  string  result of a step that was applied for a transaction
+--   TF               hash    session -> what it may not do since it was taken for dead (functions_sent.lua)
 --   Tr<session>      hash    number % 128 -> reply of that request (see "requests sent again")
 --   Tm<session>      string  the same for inodes that it made: u48 q at q % 128 * 6
 --
@@ -543,20 +545,6 @@ local function destroy(T, q, r)
   usage(T, -1, r.kind == REG and -r.size or 0)
 end
 
--- Takes one name away from inode q. Returns its record afterwards.
-local function drop_link(T, q, r, keep, now)
-  r.nlink = r.nlink - 1
-  r.ctime = now
-  if r.nlink > 0 then return put(T, q, r) end
-  r.nlink = 0
-  if keep ~= '' then
-    call('HSET', T .. 'o', hex(q), keep)
-    return put(T, q, r)
-  end
-  destroy(T, q, r)
-  return build(r)
-end
-
 local function drop_suid(mode)
   if floor(mode / 2048) % 2 == 1 then mode = mode - 2048 end
   if floor(mode / 1024) % 2 == 1 and floor(mode / 8) % 2 == 1 then mode = mode - 1024 end
@@ -568,50 +556,4 @@ end
 local function time_of_write(r, now)
   if #now > 9 then r.mode = drop_suid(r.mode) end
   return sub(now, 1, 9)
-end
-
--- --- requests sent again
---
--- Some functions see from what is there that they have been applied already. Others can't: the name that
--- unlink finds may be somebody else's new file, the size that setattr finds somebody else's new bytes.
--- So they keep their reply, under the request's number, for a while: 128 numbers of a session, more than
--- it has under way at a time. make, the most frequent, keeps only the number of the inode that it made.
-
-local REQUESTS = 128
-
-local function request_of(T, id) -- key, number; nil for a client without a session
-  local sid, n = string.match(id, '^(%d+)%.(%x+)$')
-  if sid and sid ~= '0' then return T .. 'r' .. sid, tonumber(n, 16) end
-end
-
-local function remember(T, id, reply)
-  local key, n = request_of(T, id)
-  if key then call('HSET', key, n % REQUESTS, cmsgpack.pack(n, reply)) end
-  return reply
-end
-
--- What `id` was answered, or nil and whether that is for certain: then it was not executed.
-local function answered(T, id)
-  local key, n = request_of(T, id)
-  if not key then return nil, false end
-  local s = call('HGET', key, n % REQUESTS)
-  if not s then return nil, true end
-  local ok, kept, reply = pcall(cmsgpack.unpack, s)
-  if not ok or type(kept) ~= 'number' or (type(reply) ~= 'number' and type(reply) ~= 'table') then
-    damaged('reply of request ' .. id)
-  end
-  if kept == n then return reply end
-  return nil, kept < n
-end
-
--- That `session` made inode q; asked when it sends the request again and nothing is there.
-local function remember_made(T, session, q)
-  if session ~= '0' then
-    call('SETRANGE', T .. 'm' .. session, q % REQUESTS * 6, struct.pack('<I6', q))
-  end
-end
-
-local function has_made(T, session, q)
-  local at = q % REQUESTS * 6
-  return call('GETRANGE', T .. 'm' .. session, at, at + 5) == struct.pack('<I6', q)
 end

@@ -475,10 +475,11 @@ do
     return { 0, wake(K[1], A[2], tonumber(A[1])) and 2 or 0 }
   end
 
-  -- session, retry: some of what it holds or waits for goes. Reply: how much is left; then kind and
+  -- session, number (see session.close), retry: some of what it holds or waits for goes. Reply: how much is left; then kind and
   -- inode of each file for which lock_wake has to be called
   function locks.lock_sweep(K, A)
     local T = K[1]
+    if not fence.holds(T, A[1], A[2]) then return ESTALE end
     local key, touched = T .. 'ks' .. A[1], {}
     for _, member in ipairs(call('SRANDMEMBER', key, 16)) do
       local what, kind, qs, who = string.match(member, '^([kwx])([PF])(%x+) (.+)$')

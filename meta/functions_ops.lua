@@ -276,6 +276,7 @@ local function unlink(K, A)
   if shard and A[7] ~= entry then return { 2, entry } end
   local code, s = 0, ''
   if shard then
+    if not fence.passes(T, A[6]) then return EAGAIN end
     code = 1
     call('HSET', T .. 't', A[6], 'U' .. entry)
   else
@@ -383,6 +384,7 @@ local function rename(K, A)
     if dkind == DIR then
       if dr then destroy(T, dq, dr) end
     elseif dshard then
+      if not fence.passes(T, A[9]) then return EAGAIN end
       code = 1
       call('HSET', T .. 't', A[9], 'U' .. dst)
     elseif dr then
@@ -418,17 +420,6 @@ local function rename(K, A)
     touch_dir(T, tq, td, dst and 0 or 1, sdir - ddir, now, fill)
   end
   return remember(T, A[9], { code, src, ss, dst or '', ds })
-end
-
--- inode, session, retry
-local function release(K, A)
-  local T, q = K[1], tonumber(A[1])
-  local holder = call('HGET', T .. 'o', hex(q))
-  if holder ~= A[2] then return { 0 } end
-  call('HDEL', T .. 'o', hex(q))
-  local r = get(T, q)
-  if r and r.nlink == 0 then destroy(T, q, r) end
-  return { 0 }
 end
 
 local function in_log(log, ext) -- is the extent one of the log's?

@@ -48,13 +48,14 @@ void meta_locks_on_lost(struct meta *m, void (*lost)(void *arg), void *arg)
 	silt_unlock(&l->lock);
 }
 
-int locks_sweep(struct meta *m, unsigned shard, const char *session)
+int locks_sweep(struct meta *m, unsigned shard, const char *session, const char *died)
 {
 	long long left;
 	do {
 		redisReply *reply = NULL;
-		struct conn_request *r = call_begin(m, shard, F_LOCK_SWEEP, 1, 0);
+		struct conn_request *r = call_begin(m, shard, F_LOCK_SWEEP, 2, 0);
 		conn_arg_str(&r, session);
+		conn_arg_str(&r, died);
 		int rc = call_checked(m, F_LOCK_SWEEP, r, &reply, &left);
 		for (size_t i = 1; !rc && i < reply->elements; i++) {
 			const redisReply *of = reply_at(reply, i);
@@ -100,7 +101,7 @@ int locks_start_anew(struct meta *m)
 	struct locks *l = m->locks;
 	int rc = 0;
 	for (unsigned s = 0; s < m->volume.shards && !rc; s++)
-		rc = locks_sweep(m, s, m->session_text);
+		rc = locks_sweep(m, s, m->session_text, "");
 	silt_lock(&l->lock);
 	l->suspended = rc != 0;
 	silt_unlock(&l->lock);

@@ -54,6 +54,7 @@ struct meta_config {
 	unsigned wait_ms;	      /* how long a request waits for Redis to come back; 0: 60,000 */
 	unsigned heartbeat_ms;	      /* 0: 5,000; a session expires after 5 missed ones */
 	bool session;		      /* register a session (mounts); tools that only look don't */
+	bool opens_files; /* others' deletions wait until this session has heard of them: meta_hear_deleted() */
 	/* What is remembered of the metadata (buckets.h) takes so many bytes at most; 0: nothing is, and
 	 * nothing is pushed. `relaxed`: lookups, getattrs and listings that allow it are answered from it. */
 	uint64_t cache_size;
@@ -213,13 +214,26 @@ void meta_rmdir(struct meta *m, silt_ino dir, const char *name, size_t len, stru
 		meta_done done, void *arg);
 
 enum { META_RENAME_NOREPLACE = 1, META_RENAME_EXCHANGE = 2 };
-/* -EINVAL: a directory into itself or below. -ENOTSUP: META_RENAME_EXCHANGE across shards. */
+/* -EINVAL: a directory into itself or below. */
 void meta_rename(struct meta *m, silt_ino from_dir, const char *from, size_t from_len, silt_ino to_dir,
 		 const char *to, size_t to_len, unsigned flags, bool keep_open, struct silt_time now,
 		 meta_done done, void *arg);
 
 /* A deleted file's last handle was closed. */
 void meta_release_deleted(struct meta *m, silt_ino ino, meta_done done, void *arg);
+
+/* With cfg.opens_files: who is asked about files that lost their last name, through any mount, a heartbeat or
+ * two later. What is open here is kept until meta_release_deleted(). NULL: nobody; when
+ * meta_hear_deleted() returns no call to the one before is under way. Called on the heartbeat thread. */
+struct meta_deleted_listener {
+	bool (*anything_open)(void *arg);
+	/* Is it open? Not NULL: yes, and that must not be released before kept() is called. */
+	void *(*is_open)(void *arg, silt_ino ino);
+	/* `err` 0: it stays. Else it is gone, or nobody knows. */
+	void (*kept)(void *arg, void *open, int err);
+	void *arg;
+};
+void meta_hear_deleted(struct meta *m, const struct meta_deleted_listener *l);
 
 /* One page of a directory from place `pos` (0: the beginning) on; at least `want` entries if there
  * are so many, about twice that at most. Entries that exist throughout are seen exactly once, whatever

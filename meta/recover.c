@@ -19,26 +19,13 @@ static struct silt_time wall_clock(void)
 
 /* --- intents --- */
 
-static int resume_add(struct meta *m, const char *tx, char kind, const struct intent_field *f)
-{
-	silt_ino ino = intent_u64(&f[2]);
-	uint32_t type = S_IFDIR;
-	struct silt_inode i;
-	if (kind == 'L') {
-		int rc = step_getattr(m, ino, &i);
-		if (rc)
-			return rc;
-		type = i.attr.mode & S_IFMT;
-	}
-	return run_add(m, tx, intent_u64(&f[0]), f[1].p, f[1].len, type, ino, wall_clock(), true, NULL);
-}
-
 static int resume_rename(struct meta *m, const char *tx, const struct intent_field *f)
 {
 	struct meta_reply r = { 0 };
 	struct rename_args a = { .tx = tx, .dir = intent_u64(&f[0]), .name = f[1].p, .len = f[1].len,
 				 .dir2 = intent_u64(&f[2]), .name2 = f[3].p, .len2 = f[3].len,
-				 .noreplace = intent_u64(&f[4]), .resume = true, .now = wall_clock() };
+				 .flags = (unsigned)intent_u64(&f[4]), .resume = true,
+				 .now = wall_clock() };
 	return run_rename(m, &a, &r);
 }
 
@@ -46,10 +33,12 @@ static int resume_drop(struct meta *m, const char *tx, unsigned shard, const cha
 {
 	uint32_t type;
 	silt_ino ino;
-	bool moving;
+	bool moving, seen = true;
 	int rc = record_entry_decode(shard, entry, len, &type, &ino, &moving);
 	if (!rc)
-		rc = run_drop(m, tx, shard, ino, false, wall_clock(), true, NULL);
+		rc = run_drop(m, tx, shard, ino, false, wall_clock(), &seen, NULL);
+	if (!rc)
+		step_clear(m, silt_ino_shard(ino), tx, true);
 	return rc;
 }
 
@@ -58,12 +47,15 @@ static int resume(struct meta *m, unsigned shard, const char *tx, const redisRep
 	struct intent_field f[INTENT_FIELDS];
 	int n = intent->len ? 0 : -EUCLEAN, rc = -EUCLEAN;
 	char kind = intent->len ? intent->str[0] : 0;
+	if (kind == 'T') /* part of a rename's, which lies elsewhere */
+		return 0;
 	if (!n && kind != 'U')
 		n = intent_split(intent->str, intent->len, f);
 	if (kind == 'U')
 		rc = resume_drop(m, tx, shard, intent->str + 1, intent->len - 1);
-	else if ((kind == 'D' || kind == 'L') && n == 3)
-		rc = resume_add(m, tx, kind, f);
+	else if ((kind == 'D' || kind == 'L') && n == 4)
+		rc = run_add(m, tx, intent_u64(&f[0]), f[1].p, f[1].len, (uint32_t)intent_u64(&f[3]),
+			     intent_u64(&f[2]), wall_clock(), NULL);
 	else if (kind == 'R' && n == 2)
 		rc = run_rmdir(m, tx, intent_u64(&f[0]), f[1].p, f[1].len, wall_clock(), true);
 	else if (kind == 'V' && n == 5)
@@ -78,17 +70,14 @@ static int resume(struct meta *m, unsigned shard, const char *tx, const redisRep
 	return rc == -ENOTCONN ? rc : 0;
 }
 
-/* The intents of a shard of session `of`, or of transaction `of` and its parts: what follows a point.
- * -ENOTCONN: not all could be completed. */
-static int resume_all(struct meta *m, unsigned shard, const char *of)
+/* The intents of a shard of `session`, or of its transaction `of`. -ENOTCONN: not all could be completed. */
+static int resume_all(struct meta *m, unsigned shard, const char *session, const char *died, const char *of)
 {
 	redisReply *reply = NULL;
-	size_t n = strlen(of);
-	int rc = step_intents(m, shard, &reply);
+	int rc = step_take(m, shard, session, died, of, &reply);
 	for (size_t i = 1; !rc && i + 1 < reply->elements; i += 2) {
 		const redisReply *tx = reply_at(reply, i), *intent = reply_at(reply, i + 1);
-		if (tx && intent && tx->len < 60 && !strncmp(tx->str, of, n) &&
-		    (!tx->str[n] || tx->str[n] == '.'))
+		if (tx && intent && tx->len < 60)
 			rc = resume(m, shard, tx->str, intent);
 	}
 	if (reply)
@@ -100,22 +89,25 @@ int tx_resume(struct meta *m, const char *tx)
 {
 	int rc = 0;
 	for (unsigned s = 0; s < m->volume.shards && rc != -ENOTCONN; s++)
-		rc = resume_all(m, s, tx);
+		rc = resume_all(m, s, m->session_text, "", tx);
+	if (rc != -ENOTCONN)
+		tx_unlock(m, tx);
 	return rc;
 }
 
 /* --- open-but-deleted files --- */
 
-static int sweep(struct meta *m, unsigned shard, const char *session)
+static int sweep(struct meta *m, unsigned shard, const char *session, const char *died)
 {
 	char cursor[24] = "0";
-	int err = locks_sweep(m, shard, session);
+	int err = locks_sweep(m, shard, session, died);
 	if (err)
 		return err;
 	do {
 		redisReply *reply = NULL;
-		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 2, 0);
+		struct conn_request *r = call_begin(m, shard, F_SESSION_SWEEP, 3, 0);
 		conn_arg_str(&r, session);
+		conn_arg_str(&r, died);
 		conn_arg_str(&r, cursor);
 		int rc = call_checked(m, F_SESSION_SWEEP, r, &reply, NULL);
 		const redisReply *next = rc ? NULL : reply_at(reply, 1);
@@ -128,19 +120,27 @@ static int sweep(struct meta *m, unsigned shard, const char *session)
 	return 0;
 }
 
-void tx_recover(struct meta *m, const char *session)
+void tx_recover(struct meta *m, const char *session, const char *died)
 {
 	int rc = 0;
-	/* All intents before any sweep: completing one may leave something for another shard's sweep. */
+	/* All shards know of the death before anything is done: nothing new is begun anywhere then. And all
+	 * intents before any sweep: completing one may leave something for another shard's sweep. */
+	for (unsigned s = 0; s < m->volume.shards && *died && !rc; s++) {
+		redisReply *reply = NULL;
+		rc = step_take(m, s, session, died, "", &reply);
+		if (reply)
+			freeReplyObject(reply);
+	}
 	for (unsigned s = 0; s < m->volume.shards && m->volume.shards > 1 && !rc; s++)
-		rc = resume_all(m, s, session);
+		rc = resume_all(m, s, session, died, "");
 	for (unsigned s = 0; s < m->volume.shards && !rc; s++)
-		rc = sweep(m, s, session);
+		rc = sweep(m, s, session, died);
 	if (rc)
 		return; /* somebody's next claim tries again */
 	redisReply *reply = NULL;
-	struct conn_request *r = call_begin(m, 0, F_SESSION_CLOSE, 1, 0);
+	struct conn_request *r = call_begin(m, 0, F_SESSION_CLOSE, 2, 0);
 	conn_arg_str(&r, session);
+	conn_arg_str(&r, died);
 	call_wait(m, F_SESSION_CLOSE, r, &reply);
 	if (reply)
 		freeReplyObject(reply);
@@ -217,12 +217,15 @@ static int finish_garbage(struct meta *m, unsigned shard, const redisReply *peek
 	return rc;
 }
 
-/* Works one item off, or a part of it that has not too many packs. False: nothing left, or trouble. */
-static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums)
+/* Works one item off, or a part of it that has not too many packs. False: nothing left, or trouble.
+ * *deleted: there are deleted files to be looked at. */
+static bool collect_one(struct meta *m, unsigned shard, struct pack_sums *sums, bool *deleted)
 {
 	redisReply *reply = NULL;
+	long long code = 0;
 	struct conn_request *r = call_begin(m, shard, F_GARBAGE_PEEK, 0, 0);
-	int rc = call_checked(m, F_GARBAGE_PEEK, r, &reply, NULL);
+	int rc = call_checked(m, F_GARBAGE_PEEK, r, &reply, &code);
+	*deleted = code == 1;
 	const redisReply *item = rc ? NULL : reply_at(reply, 1);
 	bool more = false;
 	if (item && item->len) {
@@ -253,8 +256,12 @@ void tx_collect_garbage(struct meta *m)
 	struct pack_sums *sums = malloc(sizeof(*sums));
 	if (!sums)
 		return;
-	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++)
-		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums); i++)
+	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++) {
+		bool deleted = false;
+		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums, &deleted); i++)
 			;
+		if (deleted)
+			deleted_look(m, s);
+	}
 	free(sums);
 }

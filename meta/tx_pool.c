@@ -108,6 +108,8 @@ void tx_end(struct op *op, struct meta_reply *r)
 		tx_note_stuck(op);
 		r->err = -EIO;
 	}
+	if (r->err == -EAGAIN)
+		r->err = -EBUSY;
 	op_end(op, r);
 }
 
@@ -151,10 +153,12 @@ void tx_submit(struct op *op, void (*run)(struct tx_job *), const struct tx_job 
 	silt_unlock(&p->lock);
 }
 
+/* Of uneven length: two that are in each other's way must not meet for ever. */
 static unsigned pause_us(unsigned tries)
 {
 	unsigned us = AGAIN_US << (tries < 6 ? tries : 6);
-	return us < AGAIN_MAX_US ? us : AGAIN_MAX_US;
+	us = us < AGAIN_MAX_US ? us : AGAIN_MAX_US;
+	return us / 2 + (unsigned)(silt_now_ns() / 1000 % us);
 }
 
 bool tx_pause(unsigned *tries)
@@ -163,6 +167,14 @@ bool tx_pause(unsigned *tries)
 		return false;
 	usleep(pause_us(*tries));
 	++*tries;
+	return true;
+}
+
+bool tx_anew(struct op *op)
+{
+	if (!tx_pause(&op->tries))
+		return false;
+	op_resubmit(op);
 	return true;
 }
 

@@ -2,6 +2,7 @@
 #include "meta/tx.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,6 +63,40 @@ static int call_step(struct meta *m, enum meta_function fn, struct conn_request 
 {
 	int rc = call_checked(m, fn, r, reply, code);
 	return rc && !*reply ? -ENOTCONN : rc;
+}
+
+/* Takes a step that decides: what Redis refused to do, or does not understand, is decided too. */
+static int call_decides(struct meta *m, enum meta_function fn, unsigned shard, const char *tx,
+			const struct place *p, struct conn_request *r, redisReply **reply, long long *code)
+{
+	int rc = call_step(m, fn, r, reply, code);
+	if (rc == 0 || rc == -ENOTCONN || (*reply)->type == REDIS_REPLY_INTEGER)
+		return rc;
+	done_with(*reply);
+	return step_refuse(m, shard, tx, rc, p, reply, code);
+}
+
+int step_refuse(struct meta *m, unsigned shard, const char *tx, int err, const struct place *p,
+		redisReply **out, long long *code)
+{
+	struct conn_request *r = call_begin(m, shard, F_X_REFUSE, 5, 64 + (p ? p->len : 0));
+	redisReply *reply = NULL;
+	char text[16];
+	snprintf(text, sizeof(text), "%d", err);
+	conn_arg_str(&r, tx);
+	conn_arg_str(&r, text);
+	conn_arg_u64(&r, p ? silt_ino_seq(p->dir) : 0);
+	conn_arg(&r, p ? p->name : "", p ? p->len : 0);
+	conn_arg(&r, p && p->stays ? "1" : "0", 1);
+	int rc = call_step(m, F_X_REFUSE, r, &reply, code);
+	/* An error reply says nothing about what others decide. */
+	if (rc && reply && reply->type != REDIS_REPLY_INTEGER)
+		rc = -ENOTCONN;
+	if (out)
+		*out = reply;
+	else
+		done_with(reply);
+	return rc;
 }
 
 static int take_entry(struct meta *m, silt_ino dir, const redisReply *s, struct entry *out)
@@ -128,10 +163,11 @@ int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struc
 int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino dir, const char *name,
 	      size_t len, struct entry *out)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_MARK, 4, len + i->len + 64);
+	size_t n = i ? i->len : 0;
+	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_MARK, 4, len + n + 64);
 	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
-	conn_arg(&r, i->v, i->len);
+	conn_arg(&r, i ? (const char *)i->v : "", n);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
 	int rc = call_step(m, F_X_MARK, r, &reply, NULL);
@@ -141,18 +177,28 @@ int step_mark(struct meta *m, const char *tx, const struct intent *i, silt_ino d
 	return rc;
 }
 
-int step_unmark(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len, bool remove,
-		struct silt_time now)
+static void arg_entry(struct conn_request **r, const struct entry *e)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_UNMARK, 6, len + 64);
+	conn_arg_u64(r, record_kind(e->type));
+	conn_arg_u64(r, silt_ino_shard(e->ino));
+	conn_arg_u64(r, silt_ino_seq(e->ino));
+}
+
+int step_unmark(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
+		enum entry_end end, const struct entry *instead, struct silt_time now, bool *seen)
+{
+	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_UNMARK, 9, len + 64);
 	redisReply *reply = NULL;
+	long long code = 0;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	conn_arg(&r, remove ? "1" : "0", 1);
+	conn_arg_u64(&r, end);
 	call_arg_time(&r, now);
 	conn_arg_u64(&r, m->fill);
-	int rc = call_step(m, F_X_UNMARK, r, &reply, NULL);
+	arg_entry(&r, end == ENTRY_REPLACED ? instead : &(struct entry){ .type = S_IFREG });
+	int rc = call_step(m, F_X_UNMARK, r, &reply, &code);
+	*seen |= code != 0;
 	done_with(reply);
 	return rc;
 }
@@ -172,7 +218,7 @@ int step_add_entry(struct meta *m, const char *tx, silt_ino dir, const char *nam
 	conn_arg_u64(&r, m->fill);
 	lease_note_name(m, dir, name, len, false);
 	conn_arg_str(&r, m->session_text);
-	int rc = call_step(m, F_X_ADD_ENTRY, r, &reply, NULL);
+	int rc = call_decides(m, F_X_ADD_ENTRY, silt_ino_shard(dir), tx, NULL, r, &reply, NULL);
 	lease_note_name(m, dir, name, len, false);
 	done_with(reply);
 	return rc;
@@ -188,7 +234,7 @@ static int maybe_inode(struct meta *m, silt_ino ino, const redisReply *reply, si
 	return reply_inode(m, ino, s, inode);
 }
 
-int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_time now,
+int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_time now, bool *seen,
 	     struct silt_inode *inode)
 {
 	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_END, 4, 64);
@@ -197,7 +243,9 @@ int step_end(struct meta *m, const char *tx, silt_ino ino, bool ok, struct silt_
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg(&r, ok ? "1" : "0", 1);
 	call_arg_time(&r, now);
-	int rc = call_step(m, F_X_END, r, &reply, NULL);
+	long long code = 0;
+	int rc = call_step(m, F_X_END, r, &reply, &code);
+	*seen |= code != 0;
 	if (!rc)
 		rc = maybe_inode(m, ino, reply, 1, inode);
 	done_with(reply);
@@ -210,7 +258,7 @@ int step_rmdir(struct meta *m, const char *tx, silt_ino ino)
 	redisReply *reply = NULL;
 	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
-	int rc = call_step(m, F_X_RMDIR, r, &reply, NULL);
+	int rc = call_decides(m, F_X_RMDIR, silt_ino_shard(ino), tx, NULL, r, &reply, NULL);
 	done_with(reply);
 	return rc;
 }
@@ -231,10 +279,12 @@ int step_drop(struct meta *m, const char *tx, silt_ino ino, bool keep, struct si
 	return rc;
 }
 
-int step_moved(struct meta *m, silt_ino ino, silt_ino parent, struct silt_time now, struct silt_inode *inode)
+int step_moved(struct meta *m, const char *tx, silt_ino ino, silt_ino parent, struct silt_time now,
+	       struct silt_inode *inode)
 {
-	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MOVED, 4, 64);
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_X_MOVED, 5, 128);
 	redisReply *reply = NULL;
+	conn_arg_str(&r, tx);
 	conn_arg_u64(&r, silt_ino_seq(ino));
 	conn_arg_u64(&r, silt_ino_shard(parent));
 	conn_arg_u64(&r, silt_ino_seq(parent));
@@ -256,6 +306,46 @@ int step_by_tx(struct meta *m, enum meta_function fn, unsigned shard, const char
 	return rc;
 }
 
+int step_forget(struct meta *m, unsigned shard, const char *tx, bool *seen)
+{
+	struct conn_request *r = call_begin(m, shard, F_X_FORGET, 1, 64);
+	redisReply *reply = NULL;
+	long long code = 0;
+	conn_arg_str(&r, tx);
+	int rc = call_step(m, F_X_FORGET, r, &reply, &code);
+	*seen |= code != 0;
+	done_with(reply);
+	return rc;
+}
+
+void step_clear(struct meta *m, unsigned shard, const char *tx, bool seen)
+{
+	struct conn_request *r = call_begin(m, shard, F_X_CLEAR, 2, 64);
+	redisReply *reply = NULL;
+	conn_arg_str(&r, tx);
+	conn_arg(&r, seen ? "1" : "0", 1);
+	call_step(m, F_X_CLEAR, r, &reply, NULL);
+	done_with(reply);
+}
+
+int step_aim(struct meta *m, const char *tx, silt_ino dir, const char *name, size_t len,
+	     const struct entry *moved, struct entry *out)
+{
+	struct conn_request *r = call_begin(m, silt_ino_shard(dir), F_X_AIM, 6, len + 96);
+	redisReply *reply = NULL;
+	long long code = 0;
+	conn_arg_str(&r, tx);
+	conn_arg_u64(&r, silt_ino_seq(dir));
+	conn_arg(&r, name, len);
+	arg_entry(&r, moved);
+	int rc = call_step(m, F_X_AIM, r, &reply, &code);
+	out->len = 0;
+	if (!rc && code == 0)
+		rc = take_entry(m, dir, reply_at(reply, 1), out);
+	done_with(reply);
+	return rc;
+}
+
 int step_insert(struct meta *m, const struct insert_args *a, int *code, struct entry *old,
 		struct silt_inode *old_inode)
 {
@@ -265,9 +355,7 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	conn_arg_str(&r, a->tx);
 	conn_arg_u64(&r, silt_ino_seq(a->dir));
 	conn_arg(&r, a->name, a->len);
-	conn_arg_u64(&r, record_kind(a->moved->type));
-	conn_arg_u64(&r, silt_ino_shard(a->moved->ino));
-	conn_arg_u64(&r, silt_ino_seq(a->moved->ino));
+	arg_entry(&r, a->moved);
 	conn_arg(&r, a->noreplace ? "1" : "0", 1);
 	conn_arg_str(&r, a->keep ? m->session_text : "");
 	conn_arg(&r, a->gone->v, a->gone->len);
@@ -277,7 +365,8 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	conn_arg_str(&r, m->session_text);
 	conn_arg(&r, a->checked->v, a->checked->len);
-	int rc = call_step(m, F_X_INSERT, r, &reply, &c);
+	struct place p = { a->dir, a->name, a->len, false };
+	int rc = call_decides(m, F_X_INSERT, silt_ino_shard(a->dir), a->tx, &p, r, &reply, &c);
 	lease_note_name(m, a->dir, a->name, a->len, false);
 	*code = (int)c;
 	old->len = 0;
@@ -290,8 +379,36 @@ int step_insert(struct meta *m, const struct insert_args *a, int *code, struct e
 	return rc;
 }
 
-int step_intents(struct meta *m, unsigned shard, redisReply **out)
+int step_exchange(struct meta *m, const struct rename_args *a, const struct entry *moved,
+		  const struct entry *checked, int *code, struct entry *other)
 {
+	struct conn_request *r = call_begin(m, silt_ino_shard(a->dir2), F_X_EXCHANGE, 9, a->len2 + 128);
+	redisReply *reply = NULL;
+	long long c = 0;
+	conn_arg_str(&r, a->tx);
+	conn_arg_u64(&r, silt_ino_seq(a->dir2));
+	conn_arg(&r, a->name2, a->len2);
+	arg_entry(&r, moved);
+	call_arg_time(&r, a->now);
+	conn_arg_u64(&r, m->fill);
+	conn_arg(&r, checked->v, checked->len);
+	struct place p = { a->dir2, a->name2, a->len2, false };
+	int rc = call_decides(m, F_X_EXCHANGE, silt_ino_shard(a->dir2), a->tx, &p, r, &reply, &c);
+	*code = (int)c;
+	other->len = 0;
+	if (!rc && c != 2)
+		rc = take_entry(m, a->dir2, reply_at(reply, 1), other);
+	done_with(reply);
+	return rc;
+}
+
+int step_take(struct meta *m, unsigned shard, const char *session, const char *died, const char *tx,
+	      redisReply **out)
+{
+	struct conn_request *r = call_begin(m, shard, F_X_TAKE, 3, 64);
 	*out = NULL;
-	return call_step(m, F_X_INTENTS, call_begin(m, shard, F_X_INTENTS, 0, 0), out, NULL);
+	conn_arg_str(&r, session);
+	conn_arg_str(&r, died);
+	conn_arg_str(&r, tx);
+	return call_step(m, F_X_TAKE, r, out, NULL);
 }

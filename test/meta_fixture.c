@@ -39,21 +39,29 @@ void server_stop(struct server *s)
 	free(s);
 }
 
-struct meta *server_open(struct server *s, const struct meta_address *address, unsigned wait_ms,
-                         unsigned heartbeat_ms)
+struct meta *server_open_as(struct server *s, struct meta_config cfg)
 {
 	struct silt_err err = { 0 };
-	struct meta_config cfg = { .address = address ? address : &s->address,
-		                   .log = s->log,
-		                   .metrics = &s->metrics,
-		                   .session = true,
-		                   .wait_ms = wait_ms,
-		                   .heartbeat_ms = heartbeat_ms ? heartbeat_ms : 3600000,
-		                   .session_info = "{\"host\":\"test\"}" };
 	struct meta *m = NULL;
+	if (!cfg.address)
+		cfg.address = &s->address;
+	if (!cfg.heartbeat_ms)
+		cfg.heartbeat_ms = 3600000;
+	cfg.log = s->log;
+	cfg.metrics = &s->metrics;
+	cfg.session = true;
+	cfg.session_info = "{\"host\":\"test\"}";
 	if (meta_open(&cfg, &m, &err))
 		fail_msg("meta_open: %s", err.text);
 	return m;
+}
+
+struct meta *server_open(struct server *s, const struct meta_address *address, unsigned wait_ms,
+                         unsigned heartbeat_ms)
+{
+	return server_open_as(s, (struct meta_config){ .address = address,
+	                                               .wait_ms = wait_ms,
+	                                               .heartbeat_ms = heartbeat_ms });
 }
 
 struct silt_time now(void)

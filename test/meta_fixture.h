@@ -74,6 +74,9 @@ struct meta *server_open(struct server *s, const struct meta_address *address, u
 		rc_;                                                                               \
 	})
 
+/* The same with settings of its own; what is 0 in `cfg` is as above. */
+struct meta *server_open_as(struct server *s, struct meta_config cfg);
+
 struct silt_time now(void);
 int make(struct meta *m, silt_ino dir, const char *name, uint32_t mode, silt_ino *ino);
 silt_ino must_make(struct meta *m, silt_ino dir, const char *name, uint32_t mode);

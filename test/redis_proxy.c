@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -92,6 +93,15 @@ static void count_hit(struct proxy *x)
 	silt_unlock(&x->lock);
 }
 
+/* When it returns the process does nothing any more. */
+static void stop_victim(struct proxy *x)
+{
+	siginfo_t info;
+	pid_t pid = atomic_load(&x->victim);
+	kill(pid, SIGSTOP);
+	waitid(P_PID, (id_t)pid, &info, WSTOPPED | WEXITED | WNOWAIT);
+}
+
 /* The first `n` of x->bytes are a request that meets `f`. */
 static void strike(struct proxy *x, struct link *l, enum fault f, size_t n)
 {
@@ -100,8 +110,11 @@ static void strike(struct proxy *x, struct link *l, enum fault f, size_t n)
 		atomic_store(&x->fault, f == CUT_AND_HOLD ? REFUSE : PASS);
 	if (f != CUT_REQUEST && f != RUBBISH && f != MUTE && f != REFUSE)
 		got = execute(x, l, n);
+	if (f == STOP || f == STOP_AND_CUT)
+		stop_victim(x);
 	count_hit(x);
 	switch (f) {
+	case STOP: send_all(l->client, x->reply, got); return;
 	case EXTRA_REPLY:
 		send_all(l->client, x->reply, got);
 		send_all(l->client, x->reply, got);
@@ -239,17 +252,22 @@ void proxy_arm(struct proxy *x, const char *word, int skip, enum fault f)
 	atomic_store(&x->fault, f);
 }
 
-void proxy_arm_kill(struct proxy *x, const char *word, int skip, pid_t victim)
+void proxy_arm_at(struct proxy *x, const char *word, int skip, enum fault f, pid_t victim)
 {
 	assert_true(victim > 0);
 	atomic_store(&x->fault, PASS);
 	atomic_store(&x->victim, victim);
-	proxy_arm(x, word, skip, KILL);
+	proxy_arm(x, word, skip, f);
 }
 
 int proxy_disarm(struct proxy *x)
 {
 	atomic_store(&x->fault, PASS);
+	return proxy_struck(x);
+}
+
+int proxy_struck(struct proxy *x)
+{
 	silt_lock(&x->lock);
 	int hits = x->hits;
 	silt_unlock(&x->lock);

@@ -25,7 +25,9 @@ enum fault {
 	EXTRA_REPLY,  /* the reply comes twice */
 	MUTE,         /* the connection stays, no reply comes on it any more */
 	REFUSE,       /* the connection is cut, new ones end at once */
-	KILL,         /* CUT_REPLY, after killing a process (proxy_arm_kill()) */
+	KILL,         /* CUT_REPLY, after killing a process (proxy_arm_at()) */
+	STOP,         /* the process is stopped, then the reply comes */
+	STOP_AND_CUT, /* CUT_REPLY, after stopping it */
 };
 
 struct proxy;
@@ -40,11 +42,14 @@ const struct meta_address *proxy_address(const struct proxy *x);
 /* Lets `skip` requests with `word` (which the caller keeps) pass; the next one meets `f`. */
 void proxy_arm(struct proxy *x, const char *word, int skip, enum fault f);
 
-/* KILL, with `victim` as the process. */
-void proxy_arm_kill(struct proxy *x, const char *word, int skip, pid_t victim);
+/* KILL, STOP or STOP_AND_CUT, with `victim` (a child of the caller) as the process. */
+void proxy_arm_at(struct proxy *x, const char *word, int skip, enum fault f, pid_t victim);
 
 /* Lets everything pass again. How many requests were struck since the last proxy_arm(). */
 int proxy_disarm(struct proxy *x);
+
+/* How many requests were struck since the last proxy_arm(). */
+int proxy_struck(struct proxy *x);
 
 /* Waits until a request was struck; false when none is for 30 s. */
 bool proxy_wait_struck(struct proxy *x);

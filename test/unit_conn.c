@@ -267,7 +267,7 @@ static void strike_each_call(struct fixture *f, enum fault how)
 {
 	int skip = 0;
 	while (strike_all(f, skip, how) > 0)
-		assert_true(++skip < 12);
+		assert_true(++skip < 20);
 	assert_true(skip > 0);
 }
 

@@ -210,8 +210,7 @@ static void do_rename(struct model *d, unsigned c, unsigned from, const char *a,
 	}
 	struct meta_reply r = { 0 };
 	int rc = rename_(d->m[c], d->v[from].ino, a, d->v[to].ino, b, flags, &r);
-	bool unsupported = rc == -ENOTSUP && flags == META_RENAME_EXCHANGE && d->shards > 1;
-	CHECK(n ? one_of(rc, ok, n) || unsupported : rc == 0 || unsupported,
+	CHECK(n ? one_of(rc, ok, n) : rc == 0,
 	      "rename %s %s flags %u: %d, not %d\n", a, b, flags, rc, n ? ok[0] : 0);
 	if (rc || same)
 		return;

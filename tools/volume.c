@@ -123,6 +123,7 @@ static int open_parts(struct volume *v, const struct volume_config *cfg, struct 
 		.wait_ms = cfg->wait_ms,
 		.heartbeat_ms = cfg->heartbeat_ms,
 		.session = cfg->session,
+		.opens_files = cfg->session,
 		.session_info = cfg->session_info,
 		.cache_size = cfg->meta_cache,
 		.relaxed = cfg->relaxed,

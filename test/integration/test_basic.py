@@ -225,6 +225,27 @@ def rename(t, storage, shards):
     renameat2(m / "one", m / "three", 1)
     renameat2(m / "three", m / "two", 2)
     equal((read(m / "three"), read(m / "two")), (b"2", b"1"), "EXCHANGE")
+    # The same between directories (of several shards, if there are), of files, directories, and both.
+    for k, d in enumerate(dirs):
+        write(d + "/swap", b"%d" % k)
+        os.makedirs(d + "/swapdir/%d" % k)
+        before = [os.stat(p).st_ino for p in (m / "two", d + "/swap", m / "full", d + "/swapdir")]
+        renameat2(m / "two", d + "/swap", 2)
+        renameat2(d + "/swapdir", m / "full", 2)
+        after = [os.stat(p).st_ino for p in (d + "/swap", m / "two", d + "/swapdir", m / "full")]
+        equal(after, before, "inodes after EXCHANGE")
+        equal(os.stat(d + "/swapdir/..").st_ino, os.stat(d).st_ino, "the parent of an exchanged directory")
+        check(os.path.isdir(m / f"full/{k}") and os.path.isdir(d + "/swapdir/a/b/c"), "what is in them")
+        renameat2(m / "full", d + "/swap", 2)
+        check(os.path.isfile(m / "full") and os.path.isdir(d + f"/swap/{k}"), "EXCHANGE of file and directory")
+        renameat2(m / "full", d + "/swap", 2)
+        with raises(errno.EINVAL, "EXCHANGE of a directory with something in it"):
+            renameat2(m / "full", m / f"full/{k}", 2)
+        with raises(errno.EINVAL, "EXCHANGE of something with the directory around it"):
+            renameat2(d + "/swapdir/a/b/c", d + "/swapdir", 2)
+        with raises(errno.ENOENT, "EXCHANGE with nothing"):
+            renameat2(m / "two", d + "/nothing", 2)
+        renameat2(d + "/swapdir", m / "full", 2)
     # A symbolic link is renamed itself; a fifo too.
     os.symlink("two", m / "link")
     os.rename(m / "link", dirs[3] + "/link")

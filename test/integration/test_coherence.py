@@ -58,7 +58,7 @@ def calls_that_count(m):
     c = m.counters()
     background = sum(c.get(f"redis.{k}", 0) for k in
                      ("heartbeat", "session_list", "session_claim", "garbage_peek", "garbage_done", "cover",
-                      "x_intents"))
+                      "take"))
     return c["redis.calls"] - background
 
 

@@ -194,22 +194,26 @@ def by_hand():
     """Of functions that the load does not call: what their comments say they take."""
     T, time9 = b"{0}", b"\0" * 9
     given = {
-        "session_claim": [b"1", b"1000"], "session_sweep": [b"1", b"0"], "session_list": [],
-        "session_close": [b"7"], "garbage_peek": [], "x_intents": [], "window": [b"2", b"0"],
+        "session_claim": [b"1", b"1000"], "session_sweep": [b"1", b"", b"0"], "session_list": [],
+        "session_back": [b"1", b"0"], "session_close": [b"7", b""], "garbage_peek": [],
+        "take": [b"1", b"", b""], "window": [b"2", b"0"],
         "next_window": [b"2", b"0", b"9"], "format_note": [b"ab"], "statfs": [], "windows": [b"2", b"0"],
         "format": [b"0", b"0", b"16877", time9, b"{}"], "heartbeat": [b"1", b"1000"],
-        "garbage_done": [b"Xff", b"0", b"0"], "x_forget": [b"1.1"], "x_clear": [b"1.1"],
-        "touch": [b"2", time9, b"1"], "release": [b"2", b"1"], "x_lock": [b"1", b"10"], "x_unlock": [b"1"],
+        "garbage_done": [b"Xff", b"0", b"0"], "x_forget": [b"1.1"], "x_clear": [b"1.1", b"1"],
+        "touch": [b"2", time9, b"1"], "release": [b"2", b"1"], "x_lock": [b"1.91"], "x_unlock": [b"1.91"],
         "set_flags": [b"2", b"0", time9], "readlink": [b"2"],
         "x_make_dir": [b"1.99", b"i", b"900", b"16877", b"0", b"0", b"0", b"1", time9, b""],
         "x_link": [b"1.98", b"i", b"2", time9, b"1"], "x_end": [b"1.98", b"2", b"0", time9],
         "x_add_entry": [b"1.97", b"1", b"added", b"8", b"0", b"5", time9, b"100", b"1"],
         "x_drop": [b"1.96", b"2", b"", time9], "x_mark": [b"1.95", b"i", b"1", b"d"],
-        "x_rmdir": [b"1.94", b"2"], "x_unmark": [b"1.95", b"1", b"d", b"0", time9, b"100"],
+        "x_rmdir": [b"1.94", b"2"], "x_unmark": [b"1.95", b"1", b"d", b"0", time9, b"100", b"4", b"0", b"2"],
         "x_insert": [b"1.93", b"1", b"e", b"4", b"0", b"2", b"0", b"", b"", time9, b"100", b"1.92", b"1", b""],
-        "x_moved": [b"2", b"0", b"1", time9],
+        "deleted": [b"0", b"9"], "seen": [b"1", b"9"], "hold": [b"2", b"1"],
+        "x_aim": [b"1.90", b"1", b"d", b"4", b"0", b"2"],
+        "x_exchange": [b"1.89", b"1", b"d", b"8", b"0", b"2", time9, b"100", b""],
+        "x_refuse": [b"1.90", b"-5", b"1", b"d", b"1"], "x_moved": [b"1.88", b"2", b"0", b"1", time9],
     }
-    reading = {"session_list", "garbage_peek", "x_intents", "window", "next_window", "statfs", "windows",
+    reading = {"session_list", "garbage_peek", "deleted", "window", "next_window", "statfs", "windows",
                "readlink"}
     return {n: [b"FCALL", b"silt1_" + n.encode(), b"1", T, *a, *([] if n in reading else [b"0"])]
             for n, a in given.items()}
