@@ -189,7 +189,11 @@ static void start_wants(struct read_op *op, struct cursor c)
 	int rc = 0;
 	uint32_t n = 0;
 	while (c.left > 0 && rc == 0) {
-		assert(n < op->n);
+		/* A damaged extent may be longer than the one frame that it says it is. */
+		if (n == op->n) {
+			rc = -EBADMSG;
+			break;
+		}
 		op->wants[n].op = op;
 		rc = cursor_next(&c, &op->wants[n]);
 		n += rc == 0;

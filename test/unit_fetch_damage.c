@@ -218,6 +218,41 @@ static void test_damaged_index_is_healed(void **state)
 	}
 }
 
+/* A record of an inode that was damaged may decode all the same, and say anything of a pack. */
+static void test_extents_that_lie(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *b = malloc(BIG);
+	open_cache(f, 32, 0);
+	for (int level = 0; level <= 3; level += 3) {
+		struct silt_extent e = make_big(f, 20 + (unsigned)level, level, 0), bad = e;
+		/* longer than the only frame that it has */
+		bad.flags &= (uint8_t) ~(EXTENT_RUN | EXTENT_RAW_RUN);
+		assert_int_equal(get(f, 5, &bad, 0, BIG, b), -EIO);
+		assert_int_equal(get(f, 5, &bad, PACK_FRAME_RAW, 10, b), -EIO);
+		/* ends in the middle of a frame, or of its header */
+		bad = e;
+		for (uint32_t cut = 1; cut < 2 * FRAME_HEADER; cut += FRAME_HEADER) {
+			bad.stored = FRAME_HEADER + cut;
+			assert_int_equal(get(f, 5, &bad, 0, BIG, b), -EIO);
+		}
+		bad.stored = UINT32_MAX - bad.pack_off;
+		bad.len = UINT32_MAX;
+		assert_int_equal(get(f, 5, &bad, SILT_WINDOW - 10, 20, b), -EIO);
+		bad = e;
+		bad.skip = UINT32_MAX - BIG;
+		assert_int_equal(get(f, 5, &bad, 0, BIG, b), -EIO);
+		/* no frame begins there; behind the pack's end */
+		bad = e;
+		bad.pack_off += 7;
+		assert_int_equal(get(f, 5, &bad, 0, BIG, b), -EIO);
+		bad.pack_off = UINT32_MAX - bad.stored;
+		assert_int_equal(get(f, 5, &bad, 0, BIG, b), -EIO);
+		check(f, 5, &e, 0, BIG, level == 0);
+	}
+	free(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -229,6 +264,7 @@ int main(void)
 		CASE(test_damaged_index_is_healed),
 		CASE(test_checked_once_a_mount),
 		CASE(test_fetch_joins_a_check),
+		CASE(test_extents_that_lie),
 	};
 	return RUN_WITH_SLOT_SIZES(tests);
 }
