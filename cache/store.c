@@ -537,6 +537,28 @@ int store_create_bucket(struct store *s, struct silt_err *err)
 	return (int)rc;
 }
 
+/* Whether the store leaves an object alone that is there, which the ids of packs and the names of
+ * volumes rely on. There are S3 servers that overlook the condition. */
+static int check_excl(struct store *s, const char *key, const struct iovec *iov, struct silt_err *err)
+{
+	int rc = store_put(s, key, iov, 1, STORE_EXCL, err);
+
+	if (rc == 0 && !atomic_exchange(&s->looks_first, true)) {
+		silt_warn(s->cfg.log,
+		          "%s overwrites objects though it is told not to (If-None-Match); looking "
+		          "before each PUT instead",
+		          s->where);
+		rc = store_put(s, key, iov, 1, STORE_EXCL, err);
+	}
+	if (rc == -EEXIST)
+		return 0;
+	return rc < 0 ? rc
+	              : silt_fail(err, -EIO,
+	                          "%s overwrites objects, and does not show those that are there "
+	                          "(HEAD); use another store",
+	                          s->where);
+}
+
 int store_check(struct store *s, const char *prefix, struct silt_err *err)
 {
 	char key[STORE_KEY_MAX + 1], text[65], back[sizeof(text) + 1];
@@ -558,6 +580,8 @@ int store_check(struct store *s, const char *prefix, struct silt_err *err)
 	else if ((size_t)n != sizeof(text) || memcmp(text, back, sizeof(text)) != 0)
 		rc = silt_fail(err, -EIO, "%s gave back other bytes than were written (%s)",
 		               s->where, key);
+	if (rc == 0)
+		rc = check_excl(s, key, &iov, err);
 	int del = store_delete(s, key, rc == 0 ? err : NULL);
 	return rc < 0 ? rc : del;
 }

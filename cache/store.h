@@ -52,7 +52,9 @@ struct store_object {
 };
 
 enum {
-	STORE_EXCL = 1, /* fail with -EEXIST if the object is there (s3v2: checked by HEAD first) */
+	/* Fail with -EEXIST if the object is there. s3v2, and s3 where the server does not know or
+	 * overlooks conditions, look by a HEAD before; the second is known after store_check(). */
+	STORE_EXCL = 1,
 };
 
 /* Opens a store; makes no request. The strings of `cfg` are copied. `*out` is freed by store_close(),
@@ -86,8 +88,8 @@ int store_list(struct store *s, const char *prefix, const char *after, store_lis
 int store_delete(struct store *s, const char *key, struct silt_err *err);
 int store_delete_many(struct store *s, const char *const *keys, size_t n, struct silt_err *err);
 
-/* Writes, reads back, compares and deletes a small object with a random key below `prefix`; the
- * check that `format` and `mount` make. */
+/* Writes, reads back, compares, tries to overwrite under STORE_EXCL and deletes a small object with a
+ * random key below `prefix`; the check that `format` and `mount` make. */
 int store_check(struct store *s, const char *prefix, struct silt_err *err);
 
 /* Makes the bucket or directory if it is missing (file: mkdir -p; s3: create bucket). */

@@ -5,6 +5,7 @@
  * again, with the same arguments and the next `t->number`. Keys were checked before they arrive,
  * the text of an error goes to `t->err`. */
 #pragma once
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -36,7 +37,7 @@ struct store_put {
 	unsigned flags;
 	bool tried_md5, have_md5; /* s3, s3v2: computed by the first try */
 	unsigned char md5[16];
-	bool checked_absent; /* s3v2: STORE_EXCL was looked at */
+	bool checked_absent; /* s3v2, and s3 where it looks first: STORE_EXCL was looked at */
 };
 
 /* A page of a listing; `keys` holds NUL-terminated strings end to end. */
@@ -88,6 +89,8 @@ struct store {
 	const struct store_ops *ops;
 	struct store_config cfg; /* owned copies, defaults filled in */
 	char where[STORE_WHERE_MAX];
+	/* s3: it does not know, or overlooks, "not if it is there"; so a HEAD goes first */
+	atomic_bool looks_first;
 	void *impl;
 };
 

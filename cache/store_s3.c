@@ -12,7 +12,8 @@
  * PUT with STORE_EXCL sends If-None-Match: *. When a PUT succeeded but its answer was lost, the
  * next try is told 412; curl itself may also have sent it twice over a dead connection. Each such
  * PUT therefore carries a nonce as user metadata; after a 412 a HEAD tells whether the object is
- * ours.
+ * ours. Servers that refuse the condition (501), and those that overlook it, which store_check()
+ * finds out, get a HEAD before the PUT instead, as with s3v2.
  *
  * Range GETs must bring exactly the range, and Content-Range must say so. */
 #include <errno.h>
@@ -232,14 +233,30 @@ static int settle_exists(struct store *s, struct store_try *t)
 	return rc;
 }
 
+/* Instead of the condition. Looks once, since later tries may find their own object. */
+static int check_absent(struct store *s, struct store_try *t, struct store_put *put)
+{
+	struct store_object info;
+	int rc = put->checked_absent ? -ENOENT : head_key(s, t, &info, NULL);
+
+	put->checked_absent |= rc == -ENOENT;
+	if (rc == 0)
+		rc = silt_fail(t->err, -EEXIST, "PUT %s: the object is there already in %s", t->key,
+		               s->where);
+	return rc == -ENOENT ? 0 : rc;
+}
+
 static int s3_put(struct store *s, struct store_try *t, struct store_put *put)
 {
 	struct s3 *c = s->impl;
 	struct headers headers = { 0 };
 	struct store_exchange x;
 	char url[URL_ROOM], base64[STORE_MD5_BASE64];
+	bool excl = put->flags & STORE_EXCL, look = excl && atomic_load(&s->looks_first);
 	int rc;
 
+	if (look && (rc = check_absent(s, t, put)) < 0)
+		return rc;
 	store_exchange_init(&x, s, t, STORE_PUT);
 	x.iov = put->iov;
 	x.niov = put->niov;
@@ -249,10 +266,10 @@ static int s3_put(struct store *s, struct store_try *t, struct store_put *put)
 		store_md5_base64(put->md5, base64);
 		add_header(&headers, "Content-MD5", base64);
 	}
-	if (put->flags & STORE_EXCL) {
+	if (excl && !look)
 		add_header(&headers, "If-None-Match", "*");
+	if (excl)
 		add_header(&headers, "x-amz-meta-silt-put", t->nonce);
-	}
 	object_url(c, t->key, url);
 	rc = request(&x, url, &headers);
 	if (rc == 0 && put->have_md5 && !x.foreign_etag &&
@@ -263,8 +280,12 @@ static int s3_put(struct store *s, struct store_try *t, struct store_put *put)
 		               "(ETag %s)",
 		               t->key, s->where, x.info.etag);
 	}
-	if (rc == -EEXIST && (put->flags & STORE_EXCL))
+	if (rc == -EEXIST && excl)
 		rc = settle_exists(s, t);
+	if (rc < 0 && x.status == 501 && excl && !look) {
+		atomic_store(&s->looks_first, true);
+		t->again = true;
+	}
 	store_exchange_free(&x);
 	return rc;
 }

@@ -285,9 +285,9 @@ class TokenStore:
     """An S3 server that believes everyone, because Ceph's takes only session tokens of its own."""
     kind = "s3"
 
-    def __init__(self):
-        objects, self.tokens = {}, set()
-        tokens = self.tokens
+    def __init__(self, conditions="kept"):
+        objects, self.tokens, self.conditions = {}, set(), conditions
+        tokens, outer = self.tokens, self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -324,7 +324,10 @@ class TokenStore:
 
             def do_PUT(self):
                 data = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("If-None-Match") and self.path in objects:
+                if self.headers.get("If-None-Match") and outer.conditions == "unknown":
+                    return self.answer(501)
+                if (self.headers.get("If-None-Match") and outer.conditions == "kept"
+                        and self.path in objects):
                     return self.answer(412)
                 objects[self.path] = data
                 self.answer(200)
@@ -342,6 +345,32 @@ class TokenStore:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+
+@suite.cases_for(conditions=["kept", "overlooked", "unknown"])
+def nothing_is_overwritten(t, conditions):
+    """Servers keep, overlook or don't know If-None-Match. On each, a second volume of one name is refused,
+    and ids of packs that Redis gives out again take nothing away."""
+    store = TokenStore(conditions)
+    t.finally_do(store.close)
+    env = {"SILTFS_ACCESS_KEY": "access", "SILTFS_SECRET_KEY": "secret"}
+    redis = t.redis()
+    v = silt.Volume(t, redis.address(), store, redis, env=env)
+    m = t.mount(v, cache=False)
+    with open(m / "first", "wb") as f:
+        f.write(b"first" * 1000)
+    equal("overwrites objects" in m.log_text(), conditions == "overlooked", "the log says so")
+    m.umount()
+    refused(try_format(t, t.redis().address(), v.name, bucket=store.url, kind="s3", env=env),
+            "already holds a volume")
+    redis.cmd("HSET", "{0}c", "p", "0")
+    m = t.mount(v, cache=False)
+    for i in range(3):
+        with open(m / f"more{i}", "wb") as f:
+            f.write(b"more" * 1000)
+    with open(m / "first", "rb") as f:
+        equal(f.read(), b"first" * 1000, "what was there")
+    m.umount()
 
 
 READ = {b"string": ["GET"], b"hash": ["HGETALL"], b"set": ["SMEMBERS"],
