@@ -257,7 +257,8 @@ bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct fl
 		silt_unlock(&n->lock);
 		return false;
 	}
-	write_buffer_truncate(&n->buffer, size);
+	bool forbidden = n->attr.flags & (SILT_FLAG_IMMUTABLE | SILT_FLAG_APPEND);
+	n->held_cut = forbidden ? 0 : write_buffer_truncate(&n->buffer, size);
 	bool put = node_note_dirty_locked(fs, n);
 	n->held = true;
 	n->held_epoch = n->buffer.epoch;
@@ -269,6 +270,24 @@ bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct fl
 	if (!wait)
 		w->done(w->arg, 0);
 	return true;
+}
+
+void node_cut_in_vain(struct fs *fs, struct node *n)
+{
+	silt_lock(&n->lock);
+	uint64_t bytes = n->held_cut;
+	n->held_cut = 0;
+	if (bytes) {
+		n->lost_err = -EIO;
+		atomic_fetch_add(&n->error_seq, 1);
+		opened_forget(&fs->opened, n->ino);
+	}
+	silt_unlock(&n->lock);
+	if (bytes)
+		silt_error(fs->cfg.log,
+		           "inode %llu: %llu written bytes are lost: they were dropped for a "
+		           "truncation that then failed",
+		           (unsigned long long)n->ino, (unsigned long long)bytes);
 }
 
 void node_drop_dirty(struct fs *fs, struct node *n, int err)

@@ -73,6 +73,7 @@ struct node {
 	unsigned retry_ms;
 	bool held; /* a truncation is under way: nothing newer than held_epoch is sent */
 	uint64_t held_epoch;
+	uint64_t held_cut; /* bytes that were dropped for it */
 	struct request *held_waiters;
 	bool deleted; /* no name is left: goes with the last handle */
 	bool unnamed; /* deleted, but may get its first name (O_TMPFILE) */
@@ -148,13 +149,17 @@ bool node_note_dirty_locked(struct fs *fs, struct node *n);
 void node_flush(struct fs *fs, struct node *n, struct flush_wait *w);
 
 /* The same for a truncation to `size`: bytes past it are dropped, and nothing newer is sent until
- * node_unhold(). Holes and shared extents are truncations to UINT64_MAX. false: another truncation is
+ * node_unhold(). Of a file whose flags forbid it nothing is dropped: Redis will refuse. Holes and shared extents are truncations to UINT64_MAX. false: another truncation is
  * under way; `r` was queued, node_unhold() calls r->held(r). */
 bool node_flush_and_hold(struct fs *fs, struct node *n, uint64_t size, struct flush_wait *w,
                          struct request *r);
 
 /* Forgets what was written and is not on its way yet; every handle reports `err` once. */
 void node_drop_dirty(struct fs *fs, struct node *n, int err);
+
+/* A truncation came to nothing, but bytes were dropped for it: every handle reports that once. Before
+ * node_unhold(). */
+void node_cut_in_vain(struct fs *fs, struct node *n);
 
 /* Ends a truncation: sends what was held back and starts operations that waited. */
 void node_unhold(struct fs *fs, struct node *n);

@@ -168,8 +168,11 @@ static void setattr_done(void *arg, const struct meta_reply *reply)
 		        &reply->inode.attr); /* over what an older reply noted meanwhile */
 	if (!reply->err)
 		flags_note(&r->fs->flags, &reply->inode.attr);
-	if (r->node && (r->valid & META_SET_SIZE))
+	if (r->node && (r->valid & META_SET_SIZE)) {
+		if (reply->err)
+			node_cut_in_vain(r->fs, r->node);
 		node_unhold(r->fs, r->node);
+	}
 	setattr_end(r, &reply->inode, reply->err);
 }
 
@@ -189,8 +192,10 @@ static void setattr_flushed(void *arg, int err)
 		setattr_send(r);
 		return;
 	}
-	if (r->valid & META_SET_SIZE)
+	if (r->valid & META_SET_SIZE) {
+		node_cut_in_vain(r->fs, r->node);
 		node_unhold(r->fs, r->node);
+	}
 	setattr_end(r, NULL, err);
 }
 

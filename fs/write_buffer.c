@@ -392,27 +392,31 @@ uint64_t write_buffer_give_up(struct write_buffer *b)
 	return bytes;
 }
 
-static void list_truncate(struct write_buffer *b, struct segment_list *l, uint64_t size)
+static uint64_t list_truncate(struct write_buffer *b, struct segment_list *l, uint64_t size)
 {
 	size_t at = list_find(l, size), kept = at;
+	uint64_t gone = 0;
 	for (size_t i = at; i < l->n; i++) {
 		struct segment *s = l->v[i];
 		if (s->state == SEGMENT_SENT) {
 			l->v[kept++] = s;
 		} else if (s->off < size) {
+			gone += segment_end(s) - size;
 			s->len = (uint32_t)(size - s->off);
 			l->v[kept++] = s;
 		} else {
+			gone += s->len;
 			segment_free(b, s);
 		}
 	}
 	l->n = kept;
+	return gone;
 }
 
-void write_buffer_truncate(struct write_buffer *b, uint64_t size)
+uint64_t write_buffer_truncate(struct write_buffer *b, uint64_t size)
 {
-	list_truncate(b, &b->dirty, size);
-	list_truncate(b, &b->sent, size);
+	uint64_t gone = list_truncate(b, &b->dirty, size);
+	return gone + list_truncate(b, &b->sent, size);
 }
 
 int write_buffer_status(const struct write_buffer *b, uint64_t epoch)

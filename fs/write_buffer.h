@@ -120,8 +120,8 @@ void write_buffer_complete(struct write_buffer *b, struct segment *s, int err, b
 /* After an append was put elsewhere: everything in the buffer moves by `delta` bytes. */
 void write_buffer_shift(struct write_buffer *b, int64_t delta);
 
-/* Forgets dirty and failed bytes at and past `size`; sent ones stay. */
-void write_buffer_truncate(struct write_buffer *b, uint64_t size);
+/* Forgets dirty and failed bytes at and past `size`; sent ones stay. Returns how many went. */
+uint64_t write_buffer_truncate(struct write_buffer *b, uint64_t size);
 
 /* Frees the segments that failed and are not on their way again. Returns how many bytes they held.
  * What they held back can be sealed now. */

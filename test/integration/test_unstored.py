@@ -12,6 +12,7 @@ import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import silt  # noqa: E402
+from sidebyside import APPEND, set_flags  # noqa: E402
 from silt import check, equal, payload, raises  # noqa: E402
 
 suite = silt.Suite()
@@ -175,6 +176,53 @@ def what_close_could_not_store_does_not_come_back(t):
     equal(a.counters()["fs.dirty_bytes"], 0, "bytes that are left in memory")
     a.umount()
     equal(read(b / "f"), b"second", "after it was unmounted")
+
+
+@suite.case
+def a_refused_truncation_takes_nothing(t):
+    """Bytes that were written and not stored yet are not lost when the file's flags forbid to cut it."""
+    v = t.volume()
+    m = t.mount(v)
+    with open(m / "log", "wb"):
+        set_flags(m / "log", APPEND)
+    fd = os.open(m / "log", os.O_WRONLY | os.O_APPEND)
+    os.write(fd, b"appended")
+    with raises(errno.EPERM, "O_TRUNC of an append-only file"):
+        os.open(m / "log", os.O_WRONLY | os.O_TRUNC)
+    with raises(errno.EPERM, "truncate() of it"):
+        os.truncate(m / "log", 3)
+    os.fsync(fd)
+    os.close(fd)
+    other = t.mount(v)
+    equal(read(other / "log"), b"appended", "the bytes")
+    set_flags(m / "log", 0)
+
+
+@suite.case
+def a_truncation_that_fails_says_what_it_took(t):
+    """Redis does not answer a truncation for too long. Bytes behind the cut that were not stored yet are
+    gone by then; fsync() and close() of every descriptor say so once."""
+    v = t.volume()
+    m = t.mount(v, options=["redis-wait=2"])
+    m.expect(" error: ")
+    fd = os.open(m / "f", os.O_CREAT | os.O_RDWR)
+    other = os.open(m / "f", os.O_WRONLY)
+    os.write(fd, b"x" * 100_000)
+    v.redis.pause()
+    try:
+        with raises((errno.EIO, errno.EINTR), "ftruncate() without Redis"):
+            os.ftruncate(fd, 10)
+    finally:
+        v.redis.resume()
+    silt.wait_until(lambda: os.path.exists(m / "f"), "Redis to answer again")
+    for d in (fd, other):
+        with raises(errno.EIO, "fsync() after bytes were lost"):
+            os.fsync(d)
+        os.fsync(d)
+        os.close(d)
+    check(read(m / "f") in (b"", b"x" * 10), "no bytes that nobody wrote")
+    write(m / "f", b"goes on")
+    equal(read(m / "f"), b"goes on", "afterwards")
 
 
 @suite.case
