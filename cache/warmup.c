@@ -40,6 +40,7 @@
 #define RETRY_FIRST_NS    500000000u
 #define MAX_REFUSED_PACKS 8 /* -ENOSPC answers after which fetching ends */
 #define MORE_ROUNDS       3 /* over packs that became doubtful meanwhile */
+#define EXTENT_DAMAGED    "its extents are damaged"
 
 /* One fetch, or check, under way. */
 struct fetch {
@@ -141,11 +142,21 @@ static void classify(struct warmup *r, struct pack_entry *p)
 	r->p.packs_done++;
 }
 
+/* How far the pack must reach; 0: no pack does, the record is damaged. It must not make the whole run
+ * seem too large. */
+static uint64_t pack_end(const struct silt_extent *e)
+{
+	uint64_t end = (uint64_t)e->pack_off + e->stored + PACK_TRAILER;
+	return end <= PACK_MAX ? end : 0;
+}
+
 static const char *on_extent(void *arg, const struct silt_extent *e)
 {
 	struct warmup *r = arg;
-	uint64_t end = (uint64_t)e->pack_off + e->stored + PACK_TRAILER;
+	uint64_t end = pack_end(e);
 	int added;
+	if (!end)
+		return EXTENT_DAMAGED;
 	struct pack_entry *p = pack_set_add(&r->set, e->pack, &added);
 
 	if (!p) {
@@ -521,7 +532,7 @@ static void skip_file(void *arg, uint64_t size)
 
 static const char *lack_of_extent(void *arg, const struct silt_extent *e)
 {
-	return lack_of(arg, e->pack);
+	return pack_end(e) ? lack_of(arg, e->pack) : EXTENT_DAMAGED;
 }
 
 static void note_missing(void *arg, size_t root, const char *path, const char *why)

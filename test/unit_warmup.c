@@ -43,7 +43,7 @@ struct cache {
 
 static struct cache fake;
 static char names[FILES][8];
-static bool with_bad;
+static bool with_bad, with_lie;
 
 /* --- A thread that answers -------------------------------------------------------------- */
 
@@ -114,6 +114,8 @@ static struct silt_inode file_inode(silt_ino ino)
 		n.extent.pack = FIRST_PACK + i / 10;
 		n.extent.pack_off = 48 + i % 10 * FILE_SIZE;
 	}
+	if (with_lie && ino == 1005)
+		n.extent.stored = UINT32_MAX - n.extent.pack_off;
 	if (ino == BIG_INO) {
 		n.map = SILT_MAP_EXTERNAL;
 		n.attr.size = SILT_WINDOW + 10;
@@ -327,7 +329,7 @@ static int setup(void **state)
 		snprintf(names[i], sizeof(names[i]), "f%u", i % 1000);
 	fake.total = (uint64_t)1 << 40;
 	fake.length = 1u << 20;
-	with_bad = false;
+	with_bad = with_lie = false;
 	stop = false;
 	silt_lock_init(&lock);
 	silt_cond_init(&cond);
@@ -508,6 +510,18 @@ static void test_damaged_directory_is_missing(void **state)
 	assert_int_equal(r.progress.packs_done, PACKS + 3);
 }
 
+/* A record that decodes but names more bytes than any pack has. */
+static void test_damaged_extent_is_missing(void **state)
+{
+	struct warmup_result r;
+	with_lie = true;
+	assert_int_equal(warm((struct warmup_config){ 0 }, &r), 1);
+	assert_int_equal(r.progress.missing_files, 1);
+	assert_non_null(strstr(r.missing[0], ": its extents are damaged"));
+	assert_int_equal(r.progress.packs_done, PACKS + 3);
+	warmup_result_free(&r);
+}
+
 /* What extents tell of the packs fits; that the packs are longer is known when they are here. */
 static void test_longer_than_it_seemed(void **state)
 {
@@ -563,6 +577,7 @@ int main(void)
 		                                teardown),
 		cmocka_unit_test_setup_teardown(test_evicted_meanwhile_is_missing, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damaged_directory_is_missing, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_damaged_extent_is_missing, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_longer_than_it_seemed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_cancel_and_drop, setup, teardown),
