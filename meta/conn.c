@@ -394,6 +394,8 @@ static bool reconnect(struct conn *c)
 		expire(c);
 		if (should_stop(c))
 			return false;
+		if (c->cfg.before_connect)
+			c->cfg.before_connect(c->cfg.on_connect_arg);
 		int rc = conn_connect_plain(&c->address, c->socket_path, 3000, &ctx, &err);
 		if (!rc && c->cfg.on_connect)
 			rc = c->cfg.on_connect(c->cfg.on_connect_arg, ctx);

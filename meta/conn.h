@@ -34,6 +34,9 @@ struct conn_config {
 	struct silt_log *log;
 	struct silt_metrics *metrics;
 	unsigned wait_ms;
+	/* Called on the reader thread before each attempt to connect again, with `on_connect_arg`; must not
+	 * take long. May be NULL. */
+	void (*before_connect)(void *arg);
 	/* Called on the reader thread with a fresh connection (blocking calls allowed) before requests
 	 * flow; a non-zero return means: try again later. May be NULL. */
 	int (*on_connect)(void *arg, redisContext *c);

@@ -73,6 +73,14 @@ static int on_connect(void *arg, redisContext *c)
 	return rc;
 }
 
+/* A private server that has died is nobody else's to start again. */
+static void before_connect(void *arg)
+{
+	struct meta *m = arg;
+	if (m->local)
+		meta_local_revive(m->local);
+}
+
 static void on_down(void *arg)
 {
 	leases_forget(arg);
@@ -112,6 +120,7 @@ static int connect_first(struct meta *m, struct silt_err *err)
 		m->fill = info.listpack_entries >= 4 * FILL ? FILL : FILL_SMALL;
 		struct conn_config cfg = { .address = a, .socket_path = path, .log = m->log,
 					   .metrics = m->metrics, .wait_ms = m->cfg.wait_ms,
+					   .before_connect = before_connect,
 					   .on_connect = on_connect, .on_connect_arg = m,
 					   .on_down = on_down };
 		rc = conn_open(&cfg, c, &m->conn);

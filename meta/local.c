@@ -41,12 +41,14 @@
 #define START_WAIT_MS 600000 /* for a server that loads a large append-only file */
 #define MUTE_WAIT_MS  60000  /* for a server that holds its lock but answers nothing */
 #define STOP_WAIT_MS  60000
+#define REVIVE_MS     5000 /* between two attempts */
 
 struct meta_local {
 	char *dir;
 	char *socket_path;
 	int dir_fd;
 	int users_fd;
+	uint64_t revived; /* silt_now_ns() of the last attempt */
 	struct silt_log *log;
 };
 
@@ -337,9 +339,10 @@ static int wait_until_serving(struct meta_local *l, pid_t pid, struct silt_err *
 	                 l->dir, *line ? ": " : "", line);
 }
 
-static int start_server(struct meta_local *l, int lock_fd, struct silt_err *err)
+/* Starts the program; who wants to know whether it serves has to wait for that. */
+static int launch(struct meta_local *l, int lock_fd, struct start_report *report,
+                  struct silt_err *err)
 {
-	struct start_report report = { 0 };
 	SILT_FREE char *program = find_program("redis-server");
 	int rc;
 
@@ -349,10 +352,21 @@ static int start_server(struct meta_local *l, int lock_fd, struct silt_err *err)
 		                 "install the package redis-server (Debian) or valkey");
 	if ((rc = write_conf(l, err)) < 0)
 		return rc;
-	if ((rc = spawn(l, program, lock_fd, &report)) < 0)
+	if ((rc = spawn(l, program, lock_fd, report)) < 0)
 		return silt_fail(err, rc, "can't start %s: %s", program, strerror(-rc));
-	if (report.code)
-		return silt_fail(err, -ENOEXEC, "can't run %s: %s", program, strerror(report.code));
+	if (report->code)
+		return silt_fail(err, -ENOEXEC, "can't run %s: %s", program,
+		                 strerror(report->code));
+	return 0;
+}
+
+static int start_server(struct meta_local *l, int lock_fd, struct silt_err *err)
+{
+	struct start_report report = { 0 };
+	int rc = launch(l, lock_fd, &report, err);
+
+	if (rc < 0)
+		return rc;
 	if ((rc = wait_until_serving(l, report.pid, err)) < 0)
 		return rc;
 	silt_info(l->log, "started redis-server (pid %d) in %s", (int)report.pid, l->dir);
@@ -509,6 +523,29 @@ int meta_local_open(const char *dir, int create, struct silt_log *log, struct me
 const char *meta_local_socket(const struct meta_local *l)
 {
 	return l->socket_path;
+}
+
+void meta_local_revive(struct meta_local *l)
+{
+	struct start_report report = { 0 };
+	struct silt_err err = { 0 };
+	uint64_t now = silt_now_ns();
+
+	if (l->revived && now - l->revived < (uint64_t)REVIVE_MS * 1000000u)
+		return;
+	SILT_CLOSE int start_fd = open_lock(l, "start.lock", &err);
+	if (start_fd < 0 || flock(start_fd, LOCK_EX | LOCK_NB) < 0)
+		return; /* somebody is at it */
+	SILT_CLOSE int lock_fd = open_lock(l, "server.lock", &err);
+	if (lock_fd < 0 || flock(lock_fd, LOCK_EX | LOCK_NB) < 0)
+		return; /* it lives */
+	l->revived = now;
+	if (launch(l, lock_fd, &report, &err) < 0)
+		silt_error(l->log, "the redis-server in %s is gone and can't be started: %s",
+		           l->dir, err.text);
+	else
+		silt_warn(l->log, "the redis-server in %s was gone: started it again (pid %d)",
+		          l->dir, (int)report.pid);
 }
 
 void meta_local_close(struct meta_local *l)

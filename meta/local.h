@@ -22,5 +22,9 @@ int meta_local_open(const char *dir, int create, struct silt_log *log, struct me
 		    struct silt_err *err);
 const char *meta_local_socket(const struct meta_local *l);
 
+/* Starts the server again if it has died (killed for want of memory, a crash), and doesn't wait for it to
+ * serve. Tries once in some seconds, however often it is called. One thread at a time. */
+void meta_local_revive(struct meta_local *l);
+
 /* Lets go; the last user stops the server (which syncs its append-only file) and waits for its end. */
 void meta_local_close(struct meta_local *l);

@@ -953,4 +953,27 @@ def local_volumes_need_no_server(t):
     refused(try_format(t, f"local:{d}", "again", bucket=DirBucket(t.folder("o")).url), "volume")
 
 
+@suite.case
+def a_private_redis_that_dies_is_started_again(t):
+    """The redis-server of local:DIR is killed under two mounts: it comes back, one of it, and they go on."""
+    d = t.folder("local")
+    v = silt.Volume(t, f"local:{d}", None)
+    a, b = t.mount(v), t.mount(v)
+    pids = []
+    for i in range(2):
+        with open(a / f"before{i}", "wb") as f:
+            f.write(b"before")
+        with open(os.path.join(d, "redis.pid")) as f:
+            pids.append(int(f.read()))
+        os.kill(pids[-1], signal.SIGKILL)
+        with open(a / f"after{i}", "wb") as f:
+            f.write(b"after")
+        with open(b / f"before{i}", "rb") as f:
+            equal(f.read(), b"before", "the other mount reads")
+    check("was gone: started it again" in a.log_text() + b.log_text(), "the log says so")
+    equal(len(set(pids)), 2, "servers there were")
+    for m in (a, b):
+        m.umount()
+
+
 suite.main()
