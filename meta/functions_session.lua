@@ -4,10 +4,15 @@
 local session = {}
 
 -- JSON, time to live (ms), session ("0": a new one; else it comes back after it was taken for dead), the
--- number from which its requests go on then, retry
+-- number from which its requests go on then, retry.
+-- Ids follow the clock: Redis that has lost its last second would else give one to a second client while
+-- the first goes on with it, and each would take the other's locks and leases for its own.
 function session.open(K, A)
-  local T = K[1]
-  local sid = A[3] ~= '0' and tonumber(A[3]) or next_of(T, 's', 1)
+  local T, sid = K[1], tonumber(A[3])
+  if sid == 0 then
+    local last = tonumber(call('HGET', T .. 'c', 's')) or 0
+    sid = next_of(T, 's', math.max(now_ms() - last, 1))
+  end
   call('HSET', T .. 'S', sid, A[1])
   call('ZADD', T .. 'H', now_ms() + tonumber(A[2]), sid)
   if A[3] ~= '0' then fence.lift(T, A[3], tonumber(A[4])) end

@@ -222,6 +222,20 @@ static void test_make(void **state)
 	assert_int_equal(usage_of(f->see).inodes, inodes + 2);
 }
 
+/* Redis that has lost its last second gives the id of a session that goes on to nobody else. */
+static void test_ids_are_given_once(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t id = meta_session(f->see);
+	for (int i = 0; i < 2; i++) {
+		free(redis(f->see, i ? "DEL" : "HDEL", "{0}c", i ? NULL : "s", NULL));
+		struct meta *m = server_open(f->s, NULL, 30000, 0);
+		assert_true(meta_session(m) > id);
+		id = meta_session(m);
+		meta_close(m);
+	}
+}
+
 /* What a session's requests were answered goes with the session. */
 static void test_nothing_is_left(void **state)
 {
@@ -246,6 +260,7 @@ int main(void)
 		CASE_1_AND_8_SHARDS(test_commit, setup, teardown),
 		CASE_1_AND_8_SHARDS(test_chmod, setup, teardown),
 		CASE_1_AND_8_SHARDS(test_make, setup, teardown),
+		CASE_1_SHARD(test_ids_are_given_once, setup, teardown),
 		CASE_1_AND_8_SHARDS(test_nothing_is_left, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
