@@ -187,6 +187,7 @@ static int simple_call(struct meta *m, enum meta_function fn, const char *a, uin
 	return rc;
 }
 
+/* To clean up after many, over many shards, takes long: our own session must not expire meanwhile. */
 static void take_over(struct meta *m, const char *dead, uint64_t ttl)
 {
 	redisReply *reply = NULL;
@@ -196,6 +197,7 @@ static void take_over(struct meta *m, const char *dead, uint64_t ttl)
 	if (died) {
 		silt_info(m->log, "session %s has expired: cleaning up after it", dead);
 		tx_recover(m, dead, died->str);
+		simple_call(m, F_HEARTBEAT, m->session_text, ttl, NULL);
 	}
 	freeReplyObject(reply);
 }

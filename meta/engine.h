@@ -91,6 +91,7 @@ struct meta {
 	atomic_uint_fast64_t tx_counter, packs_known; /* packs_known: the highest id reserved here */
 	pthread_t heart;
 	bool heart_runs;
+	unsigned garbage_shard; /* where tx_collect_garbage() goes on; the heartbeat thread's */
 	unsigned back_in; /* heartbeat's: shards that know that the session came back after it was taken for dead */
 	struct silt_lock heart_lock; /* guards stopping */
 	struct silt_cond heart_wake;

@@ -256,9 +256,14 @@ void tx_collect_garbage(struct meta *m)
 	struct pack_sums *sums = malloc(sizeof(*sums));
 	if (!sums)
 		return;
-	for (unsigned s = 0; s < m->volume.shards && conn_up(m->conn); s++) {
+	/* The next heartbeat must not wait for thousands of shards; they get their turn after it. */
+	uint64_t until = silt_now_ns() + (uint64_t)m->cfg.heartbeat_ms * 1000000u;
+	unsigned n = m->volume.shards;
+	for (unsigned k = 0; k < n && conn_up(m->conn) && silt_now_ns() < until; k++) {
+		unsigned s = m->garbage_shard++ % n;
 		bool deleted = false;
-		for (int i = 0; i < GARBAGE_ITEMS && collect_one(m, s, sums, &deleted); i++)
+		for (int i = 0; i < GARBAGE_ITEMS && silt_now_ns() < until && collect_one(m, s, sums, &deleted);
+		     i++)
 			;
 		if (deleted)
 			deleted_look(m, s);
