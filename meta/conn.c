@@ -19,12 +19,15 @@
 
 #define WRITE_BATCH 64 /* requests a writev */
 #define READ_CHUNK  (64u << 10)
+#define PUT_OFF_NS  200000000u   /* a write that the server does not take now */
+#define TELL_NS     10000000000u /* so often it is said that there are such */
 
 struct conn_request {
 	struct conn_request *next;
 	conn_done done;
 	void *arg;
 	uint64_t deadline; /* monotonic ns */
+	uint64_t due;      /* of one that was put off */
 	int holders;       /* FIFO and writer; under conn->lock */
 	unsigned kind;
 	bool has_retry_flag, touched; /* touched: some of it may have reached a server */
@@ -44,6 +47,8 @@ struct conn {
 	struct silt_cond idle;
 	struct conn_request *head, **tail; /* no reply yet, in order */
 	struct conn_request *unsent;       /* the first that is not wholly written */
+	struct conn_request *later, **later_tail; /* put off, in the order in which they are due */
+	uint64_t told;                        /* when it was said last that there are such */
 	bool writing, up, stopping, want_write;
 	redisContext *ctx;
 };
@@ -252,24 +257,85 @@ static void finish(struct conn *c, struct conn_request *r, int err, redisReply *
 	silt_lock(&c->lock);
 	if (--r->holders == 0)
 		request_free(r);
-	if (!c->head)
+	if (!c->head && !c->later)
 		silt_cond_broadcast(&c->idle);
 	silt_unlock(&c->lock);
 }
 
-/* Replies that mean "not now": the server is loading, failing over, or out of its log's disk. */
-static bool try_later(const redisReply *reply)
+static bool says(const redisReply *reply, const char *const *prefixes)
 {
-	static const char *const prefixes[] = {
-		"LOADING",  "MASTERDOWN", "READONLY", "CLUSTERDOWN",
-		"TRYAGAIN", "BUSY ",      "MISCONF",  "NOREPLICAS"
-	};
-	if (reply->type != REDIS_REPLY_ERROR)
-		return false;
-	for (size_t i = 0; i < sizeof(prefixes) / sizeof(*prefixes); i++)
-		if (!strncmp(reply->str, prefixes[i], strlen(prefixes[i])))
+	for (; reply->type == REDIS_REPLY_ERROR && *prefixes; prefixes++)
+		if (!strncmp(reply->str, *prefixes, strlen(*prefixes)))
 			return true;
 	return false;
+}
+
+/* Replies that mean "not now": the server is loading or failing over. */
+static bool try_later(const redisReply *reply)
+{
+	static const char *const prefixes[] = { "LOADING",     "MASTERDOWN", "READONLY",
+		                                "CLUSTERDOWN", "TRYAGAIN",   "BUSY ",
+		                                NULL };
+	return says(reply, prefixes);
+}
+
+/* The server answers who reads, but takes no writes: out of its log's disk, or of replicas. */
+static bool takes_no_writes(const redisReply *reply)
+{
+	static const char *const prefixes[] = { "MISCONF", "NOREPLICAS", NULL };
+	return says(reply, prefixes);
+}
+
+/* Others must not wait behind a write that the server does not take: it is sent again in a while, behind
+ * them. `r` is off the FIFO. */
+static void put_off(struct conn *c, struct conn_request *r, const char *why)
+{
+	uint64_t now = silt_now_ns();
+	silt_lock(&c->lock);
+	r->next = NULL;
+	r->due = now + PUT_OFF_NS;
+	*c->later_tail = r;
+	c->later_tail = &r->next;
+	bool tell = !c->told || now - c->told >= TELL_NS;
+	if (tell)
+		c->told = now;
+	silt_unlock(&c->lock);
+	if (tell)
+		silt_warn(c->cfg.log, "redis says: %s; writes wait", why);
+}
+
+/* Sends again what was put off, if there is a connection, and ends what has no more time. */
+static void send_put_off(struct conn *c)
+{
+	uint64_t now = silt_now_ns();
+	silt_lock(&c->lock);
+	struct conn_request *r;
+	while ((r = c->later) && r->holders == 1) { /* else a writer has not let go of it yet */
+		bool over = r->deadline <= now;
+		if (!over && (r->due > now || !c->up))
+			break;
+		c->later = r->next;
+		if (!c->later)
+			c->later_tail = &c->later;
+		if (over) {
+			silt_unlock(&c->lock);
+			silt_error(c->cfg.log, "redis at %s takes no writes for %u s: giving a request up",
+			           c->address.shown, c->cfg.wait_ms / 1000);
+			finish(c, r, -EIO, NULL);
+			silt_lock(&c->lock);
+			continue;
+		}
+		r->next = NULL;
+		r->off = 0;
+		r->popped = r->touched = false;
+		*c->tail = r;
+		c->tail = &r->next;
+		if (!c->unsent)
+			c->unsent = r;
+	}
+	if (c->up && c->unsent && !c->writing && !c->want_write)
+		write_out(c);
+	silt_unlock(&c->lock);
 }
 
 /* Handles all replies that are complete. Returns -EAGAIN when the server is not ready for requests
@@ -300,7 +366,10 @@ static int take_replies(struct conn *c)
 			freeReplyObject(reply);
 			return -EPROTO;
 		}
-		finish(c, r, 0, reply);
+		if (takes_no_writes(reply))
+			put_off(c, r, reply->str);
+		else
+			finish(c, r, 0, reply);
 		freeReplyObject(reply);
 	}
 }
@@ -373,7 +442,7 @@ static void go_down(struct conn *c, int why)
 static bool should_stop(struct conn *c)
 {
 	silt_lock(&c->lock);
-	bool stop = c->stopping && !c->head;
+	bool stop = c->stopping && !c->head && !c->later;
 	silt_unlock(&c->lock);
 	return stop;
 }
@@ -392,6 +461,7 @@ static bool reconnect(struct conn *c)
 		redisContext *ctx = NULL;
 		struct silt_err err = { 0 };
 		expire(c);
+		send_put_off(c);
 		if (should_stop(c))
 			return false;
 		if (c->cfg.before_connect)
@@ -422,12 +492,12 @@ static bool reconnect(struct conn *c)
 static int wait_readable(struct conn *c)
 {
 	silt_lock(&c->lock);
-	bool want_write = c->want_write;
+	bool want_write = c->want_write, some_later = c->later;
 	silt_unlock(&c->lock);
 	struct pollfd p[2] = { { .fd = c->ctx->fd,
 		                 .events = (short)(POLLIN | (want_write ? POLLOUT : 0)) },
 		               { .fd = c->wake_fd, .events = POLLIN } };
-	poll(p, 2, 500);
+	poll(p, 2, some_later ? 100 : 500);
 	if (p[1].revents)
 		drain_wake(c);
 	if (p[0].revents & POLLOUT) {
@@ -454,8 +524,10 @@ static void *reader_main(void *arg)
 			rc = read_some(c, buf);
 		else if (expire(c))
 			rc = -ETIMEDOUT;
-		if (rc == 0)
+		if (rc == 0) {
+			send_put_off(c);
 			continue;
+		}
 		go_down(c, rc);
 		if (rc == -EAGAIN)
 			usleep(50000);
@@ -480,6 +552,7 @@ int conn_open(const struct conn_config *cfg, redisContext *ctx, struct conn **ou
 	silt_lock_init(&c->lock);
 	silt_cond_init(&c->idle);
 	c->tail = &c->head;
+	c->later_tail = &c->later;
 	c->ctx = ctx;
 	c->up = true;
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -503,7 +576,7 @@ void conn_close(struct conn *c)
 		return;
 	silt_lock(&c->lock);
 	uint64_t until = silt_now_ns() + (uint64_t)c->cfg.wait_ms * 1000000u;
-	while (c->head && silt_cond_wait_until(&c->idle, &c->lock, until))
+	while ((c->head || c->later) && silt_cond_wait_until(&c->idle, &c->lock, until))
 		;
 	c->stopping = true;
 	silt_unlock(&c->lock);

@@ -8,7 +8,8 @@
  * When the connection breaks, the reader thread makes a new one (back-off 10 ms to 1 s), and every
  * request that has no reply yet is sent again in order; those that may have reached the server have
  * their last argument, the retry flag, turned from "0" to "1". A request older than `wait_ms` ends
- * with -EIO, connected or not: a server that does not answer is as good as away.
+ * with -EIO, connected or not: a server that does not answer is as good as away. A write that the server
+ * does not take for now (MISCONF, NOREPLICAS) is sent again in a while, and others pass it.
  *
  * Locks: conn->lock guards the FIFO and the state; callbacks run without it. A request has two
  * holders, the FIFO (until its reply) and a writer (during its writev): the last one frees it. */

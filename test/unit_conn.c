@@ -550,6 +550,45 @@ static void test_full_redis(void **state)
 	must_make(f->m, 1, "c", S_IFREG | 0644);
 }
 
+/* --- a server that takes no writes --- */
+
+static void *make_main(void *arg)
+{
+	struct fixture *f = arg;
+	return (void *)(intptr_t)make(f->m, 1, "waits", S_IFREG | 0644, NULL);
+}
+
+/* Too few replicas, or no room for its log: who reads goes on, who writes waits and then succeeds, or is told
+ * when its time is up. */
+static void test_no_writes_taken(void **state)
+{
+	struct fixture *f = *state;
+	silt_ino ino = must_make(f->m, 1, "there", S_IFREG | 0644);
+	pthread_t thread;
+	void *rc;
+	free(redis(f->see, "CONFIG", "SET", "min-replicas-to-write", "1"));
+	assert_int_equal(pthread_create(&thread, NULL, make_main, f), 0);
+	uint64_t start = silt_now_ns();
+	for (int i = 0; i < 100; i++) {
+		assert_int_equal(getattr_(f->m, ino, NULL), 0);
+		usleep(10000);
+	}
+	assert_true(silt_now_ns() - start < 15 * 1000000000ull);
+	assert_int_equal(look(f->m, 1, "waits", NULL), -ENOENT);
+	free(redis(f->see, "CONFIG", "SET", "min-replicas-to-write", "0"));
+	pthread_join(thread, &rc);
+	assert_int_equal((intptr_t)rc, 0);
+	assert_int_equal(look(f->see, 1, "waits", NULL), 0);
+
+	struct meta *hasty = server_open(f->s, proxy_address(f->x), 1000, 0);
+	free(redis(f->see, "CONFIG", "SET", "min-replicas-to-write", "1"));
+	assert_int_equal(make(hasty, 1, "late", S_IFREG | 0644, NULL), -EIO);
+	assert_int_equal(getattr_(hasty, ino, NULL), 0);
+	free(redis(f->see, "CONFIG", "SET", "min-replicas-to-write", "0"));
+	assert_int_equal(look(f->see, 1, "late", NULL), -ENOENT);
+	meta_close(hasty);
+}
+
 #define ONE(test)  CASE_1_SHARD(test, setup, teardown)
 #define BOTH(test) CASE_1_AND_8_SHARDS(test, setup, teardown)
 
@@ -559,6 +598,7 @@ int main(void)
 		BOTH(test_lost_reply),
 		BOTH(test_lost_request),
 		BOTH(test_broken_reply),
+		ONE(test_no_writes_taken),
 		ONE(test_somebody_elses_file),
 		ONE(test_reply_too_many),
 		ONE(test_mute),
