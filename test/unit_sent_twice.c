@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "meta/engine.h"
 #include "test/redis_proxy.h"
 
 struct fixture {
@@ -236,6 +237,54 @@ static void test_ids_are_given_once(void **state)
 	}
 }
 
+/* What another client does when this one's session has expired. */
+static void take_for_dead(struct fixture *f)
+{
+	char session[24];
+	redisReply *reply = NULL;
+	snprintf(session, sizeof(session), "%llu", (unsigned long long)meta_session(f->m));
+	free(redis(f->see, "ZADD", "{0}H", "1", session));
+	struct conn_request *r = call_begin(f->see, 0, F_SESSION_CLAIM, 2, 0);
+	conn_arg_str(&r, session);
+	conn_arg_u64(&r, 25000);
+	assert_int_equal(call_checked(f->see, F_SESSION_CLAIM, r, &reply, NULL), 0);
+	assert_non_null(reply_at(reply, 1));
+	tx_recover(f->see, session, reply_at(reply, 1)->str);
+	freeReplyObject(reply);
+}
+
+static void take_for_dead_and_make(struct fixture *f)
+{
+	take_for_dead(f);
+	f->made = must_make(f->see, 1, "victim", S_IFREG | 0600);
+}
+
+/* A client that was cut off for so long that others took it for dead: what it sends again then is not
+ * executed again. */
+static void test_taken_for_dead(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_inode i;
+	must_make(f->see, 1, "victim", S_IFREG | 0644);
+	int rc = BETWEEN(f, "silt1_unlink", take_for_dead_and_make,
+	                 unlink_(f->m, 1, "victim", false, NULL));
+	assert_int_equal(rc, 0);
+	assert_int_equal(look(f->see, 1, "victim", &i), 0);
+	assert_true(i.attr.ino == f->made);
+}
+
+static void test_append_taken_for_dead(void **state)
+{
+	struct fixture *f = *state;
+	struct meta_commit c = commit_of(f->ino, 0, 100, 11);
+	c.append = true;
+	int rc = BETWEEN(f, "silt1_append", take_for_dead, commit_(f->m, &c, 1));
+	assert_int_equal(rc, 0);
+	assert_int_equal(c.err, 0);
+	assert_int_equal(attr_of(f->see, f->ino).size, 100);
+	assert_int_equal(live(f->see, 11), 100);
+}
+
 /* What a session's requests were answered goes with the session. */
 static void test_nothing_is_left(void **state)
 {
@@ -261,6 +310,8 @@ int main(void)
 		CASE_1_AND_8_SHARDS(test_chmod, setup, teardown),
 		CASE_1_AND_8_SHARDS(test_make, setup, teardown),
 		CASE_1_SHARD(test_ids_are_given_once, setup, teardown),
+		CASE_1_AND_8_SHARDS(test_taken_for_dead, setup, teardown),
+		CASE_1_AND_8_SHARDS(test_append_taken_for_dead, setup, teardown),
 		CASE_1_AND_8_SHARDS(test_nothing_is_left, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
