@@ -4,7 +4,7 @@
 
 #include <stdatomic.h>
 
-#define BEAT_MS 200
+#define BEAT_MS 600 /* a session lives five of them: enough for a busy machine */
 
 /* A mount; it has at most one file open. */
 struct mount {

@@ -14,7 +14,7 @@ import silt  # noqa: E402
 from silt import check, equal, payload, wait_until  # noqa: E402
 
 suite = silt.Suite()
-BEAT = 0.3
+BEAT = 0.6
 
 
 def mounts(t, shards, n=2, beat=BEAT):
