@@ -3,6 +3,7 @@
  * The daemon's pid comes from its control socket before the unmount; afterwards a pidfd says when
  * it has ended. What it could not store it leaves in CONTROL_SOCKET.failed (see cmd_mount.c). */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <poll.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -95,12 +97,18 @@ static void wait_for_end(int pidfd, pid_t pid)
 		        (int)pid);
 }
 
-static int last_word(const char *socket)
+/* The path comes from the mount's options, which any user who may mount chooses: only a file that the
+ * daemon itself can have left there is read and removed. */
+static int last_word(const char *socket, uid_t daemon)
 {
 	char path[128], line[512];
+	struct stat st;
 	snprintf(path, sizeof(path), "%s.failed", socket);
-	SILT_FCLOSE FILE *f = fopen(path, "re");
-	if (!f)
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (fd < 0)
+		return CLI_OK;
+	SILT_FCLOSE FILE *f = fdopen(fd, "r");
+	if (!f || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != daemon)
 		return CLI_OK;
 	unlink(path);
 	if (!fgets(line, sizeof(line), f))
@@ -124,7 +132,9 @@ static int umount_and_wait(const char *given, bool lazy)
 	if (strncmp(type, "fuse", 4) != 0 || (strcmp(type, "fuse") && strcmp(type, "fuse.siltfs")))
 		return cli_fail(CLI_FAILED, "%s is not a siltfs mount but %s; use umount(8)", given,
 		                type);
-	bool alive = control_find(path, socket, NULL, &err) == 0;
+	struct stat st;
+	bool alive = control_find(path, socket, NULL, &err) == 0 && lstat(socket, &st) == 0 &&
+	             S_ISSOCK(st.st_mode);
 	SILT_CLOSE int fd = alive ? control_connect(socket, &pid, &err) : -1;
 	SILT_CLOSE int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0u) : -1;
 	if (fd >= 0) { /* the server would wait for us otherwise */
@@ -135,7 +145,7 @@ static int umount_and_wait(const char *given, bool lazy)
 		return rc;
 	if (pidfd >= 0)
 		wait_for_end(pidfd, pid);
-	return last_word(socket);
+	return last_word(socket, st.st_uid);
 }
 
 int cmd_umount(int argc, char **argv)
