@@ -122,8 +122,11 @@ static void accept_client(struct control *c)
 	struct client *cl = c->clients;
 	int fd = accept4(c->listener, NULL, NULL, SOCK_CLOEXEC);
 
-	if (fd < 0)
+	if (fd < 0) { /* no descriptors: the listener stays readable, don't spin */
+		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+			usleep(100000);
 		return;
+	}
 	while (cl < c->clients + MAX_CLIENTS && cl->used)
 		cl++;
 	if (cl == c->clients + MAX_CLIENTS || !peer_may(fd)) {
