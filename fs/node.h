@@ -91,6 +91,7 @@ struct node_table {
 		size_t n, mask;
 	} shards[NODE_SHARDS];
 	atomic_uint open_nodes; /* with at least one handle */
+	atomic_uint opening;	/* OPEN requests under way: they may have handles soon */
 };
 
 /* Written bytes of all nodes: who is dirty, whose could not be stored, which writes wait for space.

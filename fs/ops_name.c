@@ -12,7 +12,7 @@
 
 static bool anything_open(struct fs *fs)
 {
-	return atomic_load(&fs->nodes.open_nodes) > 0;
+	return atomic_load(&fs->nodes.open_nodes) > 0 || atomic_load(&fs->nodes.opening) > 0;
 }
 
 static void released(void *arg, const struct meta_reply *reply)

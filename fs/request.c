@@ -97,6 +97,8 @@ struct request *request_begin(fuse_req_t req, enum fuse_kind kind, fuse_ino_t in
 	atomic_store(&r->req, req);
 	r->fs = fs;
 	r->kind = kind;
+	if (kind == KIND_OPEN)
+		atomic_fetch_add(&fs->nodes.opening, 1);
 	r->ino = ino;
 	r->pid = ctx->pid;
 	r->uid = ctx->uid;
@@ -150,6 +152,8 @@ bool request_answered(const struct request *r)
 void request_free(struct request *r)
 {
 	struct fs *fs = r->fs;
+	if (r->kind == KIND_OPEN)
+		atomic_fetch_sub(&fs->nodes.opening, 1);
 	if (r->node)
 		node_put(fs, r->node);
 	if (r->node2)
