@@ -9,7 +9,7 @@ from posix_model import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO_RANGE
 
 NAMES = ["a", "b", "c", "d", "e", "f", "name with spaces", "\u00fcber", "n" * 255]
 XATTRS = ["user.a", "user.b", "user.long", "trusted.t"]
-MODES = [0o644, 0o600, 0o666, 0o444, 0o755, 0o777, 0o700, 0o070, 0o000, 0o4755, 0o2755, 0o2745, 0o6777]
+MODES = [0o644, 0o600, 0o666, 0o444, 0o755, 0o777, 0o700, 0o070, 0o000, 0o4755, 0o2755, 0o2711, 0o6777]
 DIR_MODES = [0o755, 0o777, 0o775, 0o700, 0o1775, 0o2775, 0o2777, 0o555, 0o711, 0o733]
 IDS = [0, 1001, 1002, 2000, 12345]
 MAX_SIZE = 6 << 20
