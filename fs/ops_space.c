@@ -98,7 +98,8 @@ void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
 		err = -EINVAL;
 	else if ((uint64_t)off > SILT_FILE_MAX || (uint64_t)len > SILT_FILE_MAX - (uint64_t)off)
 		err = -EFBIG;
-	if (err || (keep && !hole)) {
+	/* Space is not reserved. The set-id bits go all the same, unless root asked. */
+	if (err || (keep && !hole && r->uid == 0)) {
 		request_end_err(r, err);
 		return;
 	}

@@ -173,6 +173,33 @@ def fallocate_modes(t):
 
 
 @suite.case
+def keep_size_takes_the_set_id_bits(t):
+    """fallocate(KEEP_SIZE), which reserves nothing here, by somebody else than root still takes the set-id
+    bits away, also for other mounts; by root it keeps them."""
+    v = t.volume()
+    m, other = t.mount(v), t.mount(v, options=["attr-timeout=0"])
+    write_file(m / "f", b"program")
+    fd = os.open(m / "f", os.O_RDWR)
+    os.chmod(m / "f", 0o6777)
+    fallocate(fd, KEEP_SIZE, 0, 100)
+    equal(oct(os.stat(other / "f").st_mode), oct(0o106777), "after root's")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgid(65533)
+            os.setuid(65533)
+            fallocate(fd, KEEP_SIZE, 0, 100)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    equal(os.waitpid(pid, 0)[1], 0, "another user's fallocate")
+    for mount in (m, other):
+        equal(oct(os.stat(mount / "f").st_mode), oct(0o100777), "after another user's")
+        equal(os.stat(mount / "f").st_size, 7, "the size")
+    os.close(fd)
+
+
+@suite.case
 def punched_pages_of_a_mapping(t):
     """A mapping shows the hole at once, and what is written into the mapping before it goes with it."""
     m = t.mount(t.volume())
