@@ -386,6 +386,10 @@ class Checker:
 
     def do_rename(self, m, who, old, new, flags):
         p, q = self.prepare(m, old, False), self.prepare(m, new, False, removes=not flags)
+        if self.kinds[m] == "strict":
+            # As mv(1) does. Where a kernel knows a directory under a name from which another mount moved
+            # it, its rename() answers ESTALE until it has looked at the new name.
+            os.path.lexists(p), os.path.lexists(q)
         for path in (old, new):     # the kernel looks whether a directory that goes away is empty
             self.settle_names(m, self.fs.lookup(path))
         if flags & EXCHANGE and self.shards > 1:
