@@ -32,6 +32,8 @@ suite.parser.add_argument("--mounts", type=int, choices=[1, 2, 3, 4], help="defa
 suite.parser.add_argument("--shards", type=int, default=0, help="default: 1 and 8, a case each")
 suite.parser.add_argument("--ops", type=int, default=300, help="operations a seed")
 suite.parser.add_argument("--local", metavar="DIR", help="an ordinary folder instead of mounts")
+suite.parser.add_argument("--kinds", default="default,relaxed,strict,default",
+                          help="the mounts to choose from; a seed is replayed with the same")
 suite.parser.add_argument("--shrink", action="store_true",
                           help="after a failure, find a shortest list of operations that fails")
 suite.parser.add_argument("--go-on", action="store_true", help="play the next seed after a failure")
@@ -43,7 +45,6 @@ OPTIONS = {
     "relaxed": ["consistency=relaxed"],
     "strict": ["attr-timeout=0", "entry-timeout=0", "dir-entry-timeout=0"],
 }
-POOL = ["default", "relaxed", "strict", "default"]
 
 
 class Place:
@@ -51,6 +52,7 @@ class Place:
 
     def __init__(self, t, shards, local):
         self.t, self.shards, self.local, self.volume = t, shards, local, None
+        self.kinds = t.args.kinds.split(",")
         self.mounts = []
         self.fresh()
 
@@ -62,15 +64,15 @@ class Place:
             self.t.clean_up()
             self.t.remove_data()
         self.volume = self.t.volume(shards=self.shards)
-        self.mounts = [self.t.mount(self.volume, options=OPTIONS[kind]) for kind in POOL]
+        self.mounts = [self.t.mount(self.volume, options=OPTIONS[kind]) for kind in self.kinds]
 
     def checker(self, seed, mounts):
         """An empty folder on some of the mounts, chosen by the seed."""
         rng = random.Random(~seed)
         mounts = mounts or rng.choice([2, 2, 3, 4])
-        chosen = rng.sample(range(len(POOL)), mounts)
-        tops = [self.local] * mounts if self.local else [self.mounts[i].path for i in chosen]
-        kinds = ["local"] * mounts if self.local else [POOL[i] for i in chosen]
+        chosen = rng.sample(range(len(self.kinds)), min(mounts, len(self.kinds)))
+        tops = [self.local] * len(chosen) if self.local else [self.mounts[i].path for i in chosen]
+        kinds = ["local"] * len(chosen) if self.local else [self.kinds[i] for i in chosen]
         name = f"s{seed}"
         shutil.rmtree(os.path.join(tops[0], name), ignore_errors=True)
         os.mkdir(os.path.join(tops[0], name), 0o755)
