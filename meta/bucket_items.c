@@ -327,6 +327,8 @@ bool buckets_invalidate(struct buckets *t, const struct bucket_id *id)
 		}
 		if (known)
 			bucket_todo_add(s, b, when_to_look(b, now));
+		else
+			b->whole = false; /* it was empty: there is nothing to ask for, and what is in it now? */
 	}
 	silt_unlock(&s->lock);
 	return known;

@@ -214,6 +214,21 @@ def maps_and_long_readers(t, shards):
 
 
 @suite.cases_for(**SHARDS)
+def relaxed_looks_into_a_listed_empty_directory(t, shards):
+    """The first name that another mount makes in a directory that was listed empty is looked up at once,
+    before the push has come, and is there when it has."""
+    v = t.volume("file", shards)
+    a, b = t.mount(v), t.mount(v, options=RELAXED)
+    pushing(b)
+    for i in range(6):
+        os.mkdir(b / f"d{i}")
+        equal(os.listdir(b / f"d{i}"), [], "the listing")
+        settled(b)
+        write(a / f"d{i}/x", b"x")
+        silt.wait_until(lambda: exists(b / f"d{i}/x"), f"d{i}/x to be seen", 10, 0.002)
+
+
+@suite.cases_for(**SHARDS)
 def relaxed_sees_changes_by_push(t, shards):
     """A relaxed mount asks nothing that it knows, also of names that are not there, and yet sees every
     change of the other mounts."""
