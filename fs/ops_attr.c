@@ -208,6 +208,12 @@ void fs_setattr_begin(struct request *r)
 	r->wait.done = setattr_flushed;
 	r->wait.arg = r;
 	r->held = fs_setattr_begin;
+	/* Bytes behind the cut are dropped unstored; that their writer took the set-id bits stays so. */
+	silt_lock(&r->node->lock);
+	if ((r->valid & META_SET_SIZE) && !(r->valid & META_SET_MODE) &&
+	    write_buffer_drops_suid(&r->node->buffer))
+		r->valid |= META_CLEAR_SUID;
+	silt_unlock(&r->node->lock);
 	if (r->valid & META_SET_SIZE)
 		node_flush_and_hold(r->fs, r->node, r->values.size, &r->wait, r);
 	else

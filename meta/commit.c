@@ -78,6 +78,8 @@ static void got_appends(void *arg, int err, redisReply *reply)
 		b->items[i]->err = v < 0 ? (int)v : 0;
 		b->items[i]->version = v < 0 ? 0 : (uint64_t)v;
 		b->items[i]->at = at < 0 ? 0 : (uint64_t)at;
+		if (g->m->cfg.relaxed)
+			relaxed_changed_inode(g->m, b->items[i]->ino);
 	}
 	free(b);
 	group_unref(g);

@@ -9,6 +9,7 @@ RGW, directly and through faults; and no PUT that was reported done is missing, 
 
 import json
 import os
+import re
 import random
 import shutil
 import signal
@@ -305,7 +306,9 @@ def an_endless_outage_ends_with_an_error_in_time(c):
         took = time.monotonic() - started
         if w.done or not 2 < took < 8:
             raise Failure(f"{len(w.done)} done, after {took:.1f} s")
-        if "deadline of 4.0 s" not in next(iter(w.failed.values())):
+        # A try that stalled may end so close to the deadline that none is begun after it.
+        said = list(w.failed.values())
+        if not all("given up after" in s and re.search("deadline of 4.0 s|no byte moved", s) for s in said):
             raise Failure(f"unclear: {w.failed}")
 
 
