@@ -380,6 +380,7 @@ void fs_close(struct fs *fs)
 	if (fs->control)
 		control_close(fs->control);
 	fs_end_retries(fs);
+	janitor_end(fs->janitor);
 	if (fs->se) {
 		fuse_session_exit(fs->se); /* late answers find no device; that is no error */
 		if (fs->mounted)

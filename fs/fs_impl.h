@@ -241,7 +241,9 @@ bool inval_busy(struct fs *fs);
 
 /* --- janitor.c ---------------------------------------------------------------------------- */
 int janitor_open(struct fs *fs, struct janitor **out);
-void janitor_close(struct janitor *j);
+/* The FUSE loop has ended, the session is still there: from now on the janitor sends it nothing. */
+void janitor_end(struct janitor *j);
+void janitor_close(struct janitor *j); /* after janitor_end() */
 void janitor_stop(struct janitor *j);  /* async-signal-safe */
 void janitor_ready(struct janitor *j); /* INIT was answered */
 void janitor_look(struct janitor *j);  /* fs_retry_due() has something new */

@@ -40,6 +40,7 @@ struct janitor {
 	pthread_t thread;
 	int wake; /* eventfd */
 	atomic_bool stop, ready, quit;
+	atomic_bool knocking; /* a request to our own mount is on its way */
 	struct silt_lock lock; /* what follows */
 	struct watched *v;
 	size_t n, cap;
@@ -182,6 +183,32 @@ static void raise_readahead(struct fs *fs)
 	}
 }
 
+/* Makes a thread of the FUSE loop return from its read, so that it sees that the session has ended. */
+static void knock(struct janitor *j)
+{
+	char value[8];
+	atomic_store(&j->knocking, true);
+	if (!atomic_load(&j->quit)) {
+		ssize_t rc = lgetxattr(j->fs->mountpoint, FS_XATTR_INODE, value, sizeof(value));
+		(void)rc;
+	}
+	atomic_store(&j->knocking, false);
+}
+
+/* The loop may have ended by itself when we knock: then nobody would answer, and who joins the janitor's
+ * thread would wait for ever. */
+static void answer_knock(struct janitor *j)
+{
+	struct fuse_session *se = j->fs->se;
+	struct fuse_buf buf = { 0 };
+	while (atomic_load(&j->knocking)) {
+		struct pollfd p = { .fd = fuse_session_fd(se), .events = POLLIN };
+		if (poll(&p, 1, 10) > 0 && fuse_session_receive_buf(se, &buf) > 0)
+			fuse_session_process_buf(se, &buf);
+	}
+	free(buf.mem);
+}
+
 static void *janitor_run(void *arg)
 {
 	struct janitor *j = arg;
@@ -204,12 +231,8 @@ static void *janitor_run(void *arg)
 			if (fs->cfg.ready)
 				fs->cfg.ready(fs->cfg.ready_arg, fs->features);
 		}
-		if (atomic_exchange(&j->stop, false) && !atomic_load(&j->quit)) {
-			char value[8];
-			ssize_t rc =
-			        lgetxattr(fs->mountpoint, FS_XATTR_INODE, value, sizeof(value));
-			(void)rc;
-		}
+		if (atomic_exchange(&j->stop, false))
+			knock(j);
 	}
 	return NULL;
 }
@@ -241,12 +264,19 @@ int janitor_open(struct fs *fs, struct janitor **out)
 	return 0;
 }
 
-void janitor_close(struct janitor *j)
+void janitor_end(struct janitor *j)
 {
 	if (!j)
 		return;
 	atomic_store(&j->quit, true);
+	answer_knock(j);
 	wake(j);
+}
+
+void janitor_close(struct janitor *j)
+{
+	if (!j)
+		return;
 	pthread_join(j->thread, NULL);
 	close(j->wake);
 	silt_lock_destroy(&j->lock);

@@ -412,8 +412,11 @@ class Suite:
                         with open(f"/proc/{pid}/task/{tid}/{what}") as f:
                             out.write(f"{tid} {what}: {f.read().strip()}\n")
             if shutil.which("gdb"):
-                p = spawn.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"], timeout=60)
-                out.write(p.stdout.decode("utf-8", "replace"))
+                try:
+                    p = spawn.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"], timeout=60)
+                    out.write(p.stdout.decode("utf-8", "replace"))
+                except subprocess.TimeoutExpired as e:  # what went wrong before is what counts
+                    out.write(f"{e}\n")
 
     def clean_up(self):
         """Ends what the case started, newest first; returns what was wrong with any of it."""
