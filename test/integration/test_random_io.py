@@ -133,7 +133,7 @@ class Player:
         done = 0
         while done < n:
             done += os.pwrite(fd, data[done:], off + done)
-        if off > len(content):
+        if off > len(content) and n:  # a write of nothing extends nothing
             content.extend(bytes(off - len(content)))
         content[off:off + n] = data
 
