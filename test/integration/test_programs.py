@@ -222,7 +222,7 @@ def trees_there_and_back(t, shards):
         silt.run("tar", *flags, "-C", a, "-cf", outside + "/archive", ".")
         silt.run("tar", *flags, "-C", b, "-xpf", outside + "/archive")
     copies = {"tar": tar, "cp": lambda a, b: silt.run("cp", "-a", a, b),
-              "rsync": lambda a, b: silt.run("rsync", "-aHAXS", a + "/", b + "/")}
+              "rsync": lambda a, b: silt.run("rsync", "-aHAXS", "--modify-window=-1", a + "/", b + "/")}
     for name, copy in copies.items():
         copy(outside + "/src", m / name)
         got = everything(m / name)
