@@ -271,6 +271,29 @@ enum bucket_answer buckets_get(struct buckets *t, const struct bucket_id *id, co
 	return answer;
 }
 
+bool buckets_sure(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
+		  void *data, size_t cap, size_t *len)
+{
+	struct shelf *s = bucket_shelf(t, id);
+	silt_lock(&s->lock);
+	struct bucket *b = *bucket_slot(s, id);
+	struct item *it = b && b->tracked ? bucket_find_item(b, name, name_len) : NULL;
+	bool sure = it && (it->flags & ITEM_CHECKED) && it->len && copy_out(b, it, data, cap, len);
+	silt_unlock(&s->lock);
+	return sure;
+}
+
+bool buckets_have(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len)
+{
+	struct shelf *s = bucket_shelf(t, id);
+	silt_lock(&s->lock);
+	struct bucket *b = *bucket_slot(s, id);
+	struct item *it = b ? bucket_find_item(b, name, name_len) : NULL;
+	bool found = it && it->len;
+	silt_unlock(&s->lock);
+	return found;
+}
+
 bool buckets_peek(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
 		  void *data, size_t cap, size_t *len)
 {

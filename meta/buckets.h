@@ -113,6 +113,13 @@ enum bucket_answer { BUCKET_UNKNOWN, BUCKET_ABSENT, BUCKET_PRESENT };
 enum bucket_answer buckets_get(struct buckets *t, const struct bucket_id *id, const char *name,
 			       size_t name_len, void *data, size_t cap, size_t *len, uint32_t *stamp);
 
+/* As buckets_get(), but not what was so only a moment ago. False: not known, or there is none. */
+bool buckets_sure(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
+		  void *data, size_t cap, size_t *len);
+
+/* Has a value been put, checked or not? */
+bool buckets_have(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len);
+
 /* What was put last, checked or not: for reading that is verified later. */
 bool buckets_peek(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
 		  void *data, size_t cap, size_t *len);

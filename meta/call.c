@@ -184,6 +184,14 @@ const redisReply *reply_at(const redisReply *reply, size_t i)
 	return reply->element[i];
 }
 
+uint64_t reply_number(const redisReply *reply, size_t i)
+{
+	if (i >= reply->elements || reply->element[i]->type != REDIS_REPLY_INTEGER ||
+	    reply->element[i]->integer < 0)
+		return 0;
+	return (uint64_t)reply->element[i]->integer;
+}
+
 int reply_inode(struct meta *m, silt_ino ino, const redisReply *s, struct silt_inode *out)
 {
 	if (s && s->len == 0) {

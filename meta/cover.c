@@ -349,26 +349,15 @@ void cover_watch(struct meta *m, silt_ino ino, uint32_t stamp)
 		buckets_watch(m->cover->table, &id, stamp);
 }
 
-uint64_t cover_buckets_of(struct meta *m, silt_ino dir)
-{
-	struct cover *c = m->cover;
-	char name[4], record[1024];
-	size_t len;
-	if (!c || !buckets_are_up(c->table))
-		return 0;
-	struct bucket_id id = bucket_of_inode(dir);
-	if (!buckets_peek(c->table, &id, name, bucket_inode_name(dir, name), record, sizeof(record), &len))
-		return 0;
-	return record_buckets(record, len);
-}
-
 uint32_t cover_put_name(struct meta *m, silt_ino dir, uint64_t buckets, const char *name, size_t name_len,
 			const void *data, size_t len, uint32_t *start)
 {
 	struct cover *c = m->cover;
-	if (!c || !buckets)
+	char field[4];
+	struct bucket_id id = bucket_of_inode(dir);
+	if (!c || !buckets || !buckets_have(c->table, &id, field, bucket_inode_name(dir, field)))
 		return 0;
-	struct bucket_id id = bucket_of_place(dir, buckets, record_place(name, name_len));
+	id = bucket_of_place(dir, buckets, record_place(name, name_len));
 	uint32_t stamp = buckets_put(c->table, &id, name, name_len, data, len, false);
 	*start = id.start;
 	kick(c, BUCKET_WAIT_MS);

@@ -42,9 +42,9 @@ uint32_t cover_put_inode(struct meta *m, silt_ino ino, const void *data, size_t 
 void cover_watch(struct meta *m, silt_ino ino, uint32_t stamp);
 /* The record of a reading operation's reply. */
 uint32_t cover_put_reply(struct op *op, silt_ino ino, const redisReply *record);
-/* Number of dentry buckets of a directory as last seen; 0: not known. */
-uint64_t cover_buckets_of(struct meta *m, silt_ino dir);
-/* `len` 0: there is no such name. *start: see struct meta_seen. */
+/* A name in a directory that had so many `buckets` when the reply was made (0: not known). Not taken if
+ * the directory itself is not remembered: nobody has been in it lately. `len` 0: there is no such name.
+ * *start: see struct meta_seen. */
 uint32_t cover_put_name(struct meta *m, silt_ino dir, uint64_t buckets, const char *name, size_t name_len,
 			const void *data, size_t len, uint32_t *start);
 struct buckets *cover_table(struct meta *m); /* NULL: nothing is remembered */

@@ -109,6 +109,7 @@ struct op {
 	unsigned flags, tries, misses;
 	bool keep, attrs, watch, to_kernel;
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
+	uint64_t buckets;     /* of the directory, by the reply; 0: not said */
 	unsigned want;
 	uint64_t sent; /* monotonic ns */
 	struct silt_time now;
@@ -141,6 +142,7 @@ bool function_writes(enum meta_function fn);
  * Error replies are logged. */
 int reply_code(struct meta *m, enum meta_function fn, int err, const redisReply *reply, long long *code);
 const redisReply *reply_at(const redisReply *reply, size_t i); /* a string element, or NULL */
+uint64_t reply_number(const redisReply *reply, size_t i);      /* 0: there is none that is positive */
 int reply_inode(struct meta *m, silt_ino ino, const redisReply *s, struct silt_inode *out);
 void next_tx(struct meta *m, char out[40]);
 int check_name(const char *name, size_t len);

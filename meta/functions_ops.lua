@@ -15,15 +15,17 @@ end
 
 -- --- reading
 
+-- Reply: 0 (ENOENT: no such name), the number of the directory's buckets, as who remembers the answer must
+-- know in which of them it was, the entry, and the inode's record if it is in this shard.
 local function lookup(K, A)
   local T, q, name = K[1], tonumber(A[1]), A[2]
   local d, key, entry = find_entry(T, q, name)
   if not d then return key end
-  if not entry then return ENOENT end
+  if not entry then return { ENOENT, d.n } end
   local kind, shard, iq = entry_get(entry)
-  if shard or not kind then return { 0, entry, '' } end -- a damaged one is for the client to name
+  if shard or not kind then return { 0, d.n, entry, '' } end -- a damaged one is for the client to name
   local key, field = inode_key(T, iq)
-  return { 0, entry, call('HGET', key, field) or '' }
+  return { 0, d.n, entry, call('HGET', key, field) or '' }
 end
 
 local function getattr(K, A)
@@ -53,12 +55,14 @@ local function windows(K, A)
   return { 0, page[1], unpack(page[2]) }
 end
 
--- A page: whole buckets from the one that holds place A[2] on, until A[3] entries are there.
+-- A page: whole buckets from the one that holds place A[2] on, until A[3] entries are there. Reply: 0, the
+-- place where the next page begins ('': that was all), the number of the directory's buckets, and name,
+-- entry and record of each.
 local function readdir(K, A)
   local T, q, place, want, attrs = K[1], tonumber(A[1]), tonumber(A[2]), tonumber(A[3]), A[4] == '1'
   local d, e = get_dir(T, q)
   if not d then return e end
-  local out, count, buckets = { 0, '' }, 0, 0
+  local out, count, buckets = { 0, '', d.n }, 0, 0
   repeat
     local start, width = bucket_of(d.n, place)
     local all = call('HGETALL', bucket_key(T, q, start))

@@ -19,9 +19,8 @@ static void put_name(struct op *op, const redisReply *entry, uint32_t type, stru
 {
 	if (op->fn != F_LOOKUP || (S_ISREG(type) && !op->m->cfg.relaxed))
 		return;
-	uint64_t n = cover_buckets_of(op->m, op->dir);
-	seen->name = cover_put_name(op->m, op->dir, n, op->name, op->len, entry ? entry->str : NULL,
-				    entry ? entry->len : 0, &seen->start);
+	seen->name = cover_put_name(op->m, op->dir, op->buckets, op->name, op->len,
+				    entry ? entry->str : NULL, entry ? entry->len : 0, &seen->start);
 }
 
 /* The entry was there, its inode was not. An operation across shards is between two of its steps: by its
@@ -126,13 +125,18 @@ static void got_lookup(void *arg, int err, redisReply *reply)
 {
 	struct op *op = arg;
 	struct meta_reply r = { 0 };
-	r.err = reply_code(op->m, op->fn, err, reply, NULL);
-	if (r.err == -ENOENT && op->m->cfg.relaxed)
-		put_name(op, NULL, 0, &r.seen);
+	long long code = 0;
+	r.err = reply_code(op->m, op->fn, err, reply, &code);
+	op->buckets = r.err ? 0 : reply_number(reply, 1);
+	if (!r.err && code < 0) {
+		r.err = (int)code;
+		if (op->m->cfg.relaxed)
+			put_name(op, NULL, 0, &r.seen);
+	}
 	if (r.err)
 		op_end(op, &r);
 	else
-		end_with_entry(op, reply_at(reply, 1), reply_at(reply, 2), &r);
+		end_with_entry(op, reply_at(reply, 2), reply_at(reply, 3), &r);
 }
 
 static void submit_lookup(struct op *op)

@@ -12,6 +12,7 @@
 
 #define COOKIE_BASE 3
 #define RANK_BITS   10
+#define PAGE_HEAD   3 /* elements of a reply before the entries */
 #define LISTED_BUCKETS 64 /* of a directory whose files are remembered when they are listed */
 
 static int by_place(const void *a, const void *b)
@@ -27,13 +28,14 @@ static int by_place(const void *a, const void *b)
 /* Collects the entries of the reply. Returns their number, or a negative errno. */
 static ssize_t collect(const redisReply *reply, struct found **out)
 {
-	size_t n = (reply->elements - 2) / 3;
+	size_t n = (reply->elements - PAGE_HEAD) / 3;
 	struct found *v = calloc(n ? n : 1, sizeof(*v));
 	if (!v)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
-		const redisReply *name = reply_at(reply, 2 + 3 * i), *entry = reply_at(reply, 3 + 3 * i);
-		const redisReply *record = reply_at(reply, 4 + 3 * i);
+		size_t at = PAGE_HEAD + 3 * i;
+		const redisReply *name = reply_at(reply, at), *entry = reply_at(reply, at + 1);
+		const redisReply *record = reply_at(reply, at + 2);
 		if (!name || !entry || !record || name->len > SILT_NAME_MAX) {
 			free(v);
 			return -EIO;
@@ -70,19 +72,19 @@ static bool fill_dirent(struct op *op, const struct found *f, struct meta_dirent
 	return true;
 }
 
-/* Remembers an entry that is given out. `buckets` of the directory, 0: not known. The files of a big
- * directory are not: it costs a kernel little to ask for them again after META_UNTOLD_MS. */
-static void put_found(struct op *op, struct found *f, uint64_t buckets)
+/* Remembers an entry that is given out. The files of a big directory are not: it costs a kernel little to
+ * ask for them again after META_UNTOLD_MS. */
+static void put_found(struct op *op, struct found *f)
 {
 	uint32_t type;
 	silt_ino ino;
 	bool moving;
 	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &type, &ino, &moving))
 		return;
-	if (buckets > LISTED_BUCKETS && S_ISREG(type) && !op->m->cfg.relaxed)
+	if (op->buckets > LISTED_BUCKETS && S_ISREG(type) && !op->m->cfg.relaxed)
 		return;
-	f->seen.name = cover_put_name(op->m, op->dir, buckets, f->name, f->name_len, f->entry, f->entry_len,
-				      &f->seen.start);
+	f->seen.name = cover_put_name(op->m, op->dir, op->buckets, f->name, f->name_len, f->entry,
+				      f->entry_len, &f->seen.start);
 	if (f->record_len)
 		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false, op->to_kernel);
 }
@@ -98,7 +100,6 @@ static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, 
 	char *text = (char *)&page->v[n];
 	unsigned rank = 0;
 	put = put && (op->attrs || op->m->cfg.relaxed);
-	uint64_t buckets = put ? cover_buckets_of(op->m, op->dir) : 0;
 	page->n = 0;
 	page->next = next;
 	for (size_t i = 0; i < n; i++) {
@@ -106,7 +107,7 @@ static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, 
 		uint64_t cookie = (v[i].place << RANK_BITS | (rank & ((1u << RANK_BITS) - 1))) + COOKIE_BASE;
 		struct meta_dirent *d = &page->v[page->n];
 		if (put)
-			put_found(op, &v[i], buckets);
+			put_found(op, &v[i]);
 		if (cookie < op->number || !fill_dirent(op, &v[i], d, text))
 			continue;
 		d->pos = cookie + 1;
@@ -148,7 +149,8 @@ static void got_page(void *arg, int err, redisReply *reply)
 	struct meta_reply r = { 0 };
 	r.err = reply_code(op->m, op->fn, err, reply, NULL);
 	const redisReply *next = r.err ? NULL : reply_at(reply, 1);
-	if (!r.err && !next)
+	op->buckets = r.err ? 0 : reply_number(reply, 2);
+	if (!r.err && (!next || reply->elements < PAGE_HEAD))
 		r.err = -EIO;
 	if (r.err) {
 		op_end(op, &r);

@@ -47,6 +47,17 @@ static uint64_t known_buckets(struct op *op)
 	return known_record(op, op->dir, record, &len, NULL) ? record_buckets(record, len) : 0;
 }
 
+/* Has the directory just so many buckets, and not only until a moment ago? Looked at after its buckets: one that
+ * was split meanwhile, and asked for again, lacks names that are not gone. */
+static bool still_buckets(struct op *op, uint64_t n)
+{
+	char record[RECORD_MAX], name[4];
+	size_t len;
+	struct bucket_id id = bucket_of_inode(op->dir);
+	return buckets_sure(table(op), &id, name, bucket_inode_name(op->dir, name), record, RECORD_MAX, &len) &&
+	       record_buckets(record, len) == n;
+}
+
 static bool counted(struct op *op, bool hit)
 {
 	silt_count(op->m->metrics, hit ? M_META_CACHE_HITS : M_META_CACHE_MISSES, 1);
@@ -82,6 +93,8 @@ bool relaxed_lookup(struct op *op)
 	enum bucket_answer a =
 		buckets_get(table(op), &id, op->name, op->len, entry, sizeof(entry), &len, &r.seen.name);
 	if (a == BUCKET_ABSENT) {
+		if (!still_buckets(op, n))
+			return counted(op, false);
 		r.err = -ENOENT;
 	} else if (a == BUCKET_UNKNOWN ||
 		   record_entry_decode(silt_ino_shard(op->dir), entry, len, &type, &ino, &moving) ||
@@ -180,6 +193,7 @@ bool relaxed_readdir(struct op *op)
 		}
 		place = bucket_next_place(n, place);
 	} while (!g.failed && place && g.n < op->want);
+	g.failed = g.failed || !still_buckets(op, n);
 	for (size_t i = 0; i < g.n && !g.failed; i++) {
 		struct found *f = &g.v[i];
 		f->name = g.text + f->place;

@@ -153,9 +153,10 @@ int step_entry(struct meta *m, silt_ino dir, const char *name, size_t len, struc
 	redisReply *reply = NULL;
 	conn_arg_u64(&r, silt_ino_seq(dir));
 	conn_arg(&r, name, len);
-	int rc = call_step(m, F_LOOKUP, r, &reply, NULL);
+	long long code = 0;
+	int rc = call_step(m, F_LOOKUP, r, &reply, &code);
 	if (!rc)
-		rc = take_entry(m, dir, reply_at(reply, 1), out);
+		rc = code < 0 ? (int)code : take_entry(m, dir, reply_at(reply, 2), out);
 	done_with(reply);
 	return rc;
 }
