@@ -102,6 +102,11 @@ void cache_prefetch(struct cache *c, silt_ino ino, const struct silt_extent *e)
 	fetch_prefetch(c->fetch, ino, e);
 }
 
+unsigned cache_prefetch_room(struct cache *c)
+{
+	return fetch_ahead_room(c->fetch);
+}
+
 void cache_write(struct cache *c, struct cache_write *w)
 {
 	if (c->uploader)

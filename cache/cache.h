@@ -63,6 +63,10 @@ int cache_read(struct cache *c, silt_ino ino, const struct silt_extent *e, uint6
  * when there is no SSD tier). Never fails, may do nothing. */
 void cache_prefetch(struct cache *c, silt_ino ino, const struct silt_extent *e);
 
+/* How many packs may be asked for so at present: who asks for more pushes out what others will read. One
+ * atomic load; a lock when there is no room. */
+unsigned cache_prefetch_room(struct cache *c);
+
 /* --- Writing --------------------------------------------------------------------------------------
  * Puts a piece of a file into a pack: pieces of all callers are grouped (group commit), an upload
  * thread PUTs the pack, commits the extents of all its pieces in Redis (meta_commit), and then

@@ -123,6 +123,7 @@ static void locks_init(struct fetch *f)
 		silt_lock_init(&f->buckets[i].lock);
 	silt_lock_init(&f->load_lock);
 	silt_lock_init(&f->linger_lock);
+	big_buffers_init(&f->buffers);
 	f->linger_last = &f->linger_first;
 	silt_lock_init(&f->decoder_lock);
 	silt_lock_init(&f->queue_lock);
@@ -184,6 +185,7 @@ static void free_all(struct fetch *f)
 {
 	linger_free(f);
 	silt_lock_destroy(&f->linger_lock);
+	big_buffers_free(&f->buffers);
 	for (struct decoder *d = f->decoders, *next; d; d = next) {
 		next = d->next;
 		ZSTD_freeDCtx(d->zd);

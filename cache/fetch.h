@@ -35,6 +35,7 @@ void fetch_close(struct fetch *f);
 int fetch_read(struct fetch *f, silt_ino ino, const struct silt_extent *e, uint64_t off,
                uint32_t len, void *dst, cache_done done, void *arg);
 void fetch_prefetch(struct fetch *f, silt_ino ino, const struct silt_extent *e);
+unsigned fetch_ahead_room(struct fetch *f);
 void fetch_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
 void fetch_check_pack(struct fetch *f, uint64_t pack, uint64_t *bytes, cache_done done, void *arg);
 void fetch_drop_pack(struct fetch *f, uint64_t pack);

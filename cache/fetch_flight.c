@@ -104,7 +104,7 @@ static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssi
 	if (!data)
 		return -ENOMEM;
 	memcpy(data, fl->data, (size_t)have);
-	buffer_put(f, fl->data);
+	big_buffer_put(&f->buffers, fl->data);
 	fl->data = data;
 	fl->room = room;
 	ssize_t n = store_get(f->store, key, (uint64_t)have, size - (uint64_t)have, data + have,
@@ -122,8 +122,8 @@ int flight_get(struct fetch *f, struct flight *fl)
 	fl->state = FLIGHT_GETTING;
 	silt_unlock(&b->lock);
 	if (!fl->data) {
-		fl->room = fl->whole ? WHOLE_ROOM : up((uint64_t)fl->len, TIER_ALIGN);
-		fl->data = fl->whole ? buffer_get(f) : aligned_alloc(TIER_ALIGN, fl->room);
+		fl->room = fl->whole ? BIG_BUFFER : up((uint64_t)fl->len, TIER_ALIGN);
+		fl->data = fl->whole ? big_buffer_get(&f->buffers) : aligned_alloc(TIER_ALIGN, fl->room);
 	}
 	if (!fl->data)
 		return -ENOMEM;
@@ -178,7 +178,9 @@ static int want_from(struct frame_want *w, struct flight *fl)
 {
 	uint64_t at = w->key.pack_off - fl->off;
 	size_t n = at < fl->got ? fl->got - (size_t)at : 0;
-	int rc = want_decode(w, fl->data + at, n);
+	int rc = want_decode(w, fl->data + at, n, fl->sound);
+	if (rc == 0)
+		flight_served(fl, w);
 	if (rc != -EBADMSG)
 		return rc;
 	flight_spoil(w->op->f, fl);
@@ -242,8 +244,10 @@ void flight_unref(struct fetch *f, struct flight *fl)
 	silt_unlock(&b->lock);
 	if (!last)
 		return;
-	if (fl->whole && fl->room == WHOLE_ROOM && fl->data)
-		buffer_put(f, fl->data);
+	if (fl->counted)
+		atomic_fetch_sub(&f->ahead, 1);
+	if (fl->whole && fl->room == BIG_BUFFER && fl->data)
+		big_buffer_put(&f->buffers, fl->data);
 	else
 		free(fl->data);
 	free(fl);

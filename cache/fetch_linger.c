@@ -1,39 +1,18 @@
-/* Packs that stay in memory for a while after they came from the store, and the buffers of packs.
+/* Packs that stay in memory for a while after they came from the store.
  *
  * A sequential reader's next packs are fetched ahead of it. Their bytes are in memory then, verified;
  * to drop them as soon as they are on the SSD would make the reader bring them back from there a moment
- * later. So such a flight stays in its bucket, ready to be read from, until LINGER_MAX bytes of younger
- * ones push it out.
+ * later. So such a flight stays in its bucket, ready to be read from, until all of it has been read once.
  *
- * Buffers for whole packs are used again: 16 MiB of fresh pages cost more than filling them. */
+ * AHEAD_MAX of them may be there or on their way: a reader asks for no more while there is no room, and
+ * gets along with fewer when there are many readers. One that nobody has read from for a while makes room. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "cache/fetch_parts.h"
 
-#define LINGER_MAX   ((uint64_t)96 << 20)
-#define BUFFERS_KEPT 4u
-
-uint8_t *buffer_get(struct fetch *f)
-{
-	uint8_t *b = NULL;
-	silt_lock(&f->linger_lock);
-	if (f->nbuffers)
-		b = f->buffers[--f->nbuffers];
-	silt_unlock(&f->linger_lock);
-	return b ? b : aligned_alloc(TIER_ALIGN, WHOLE_ROOM);
-}
-
-void buffer_put(struct fetch *f, uint8_t *b)
-{
-	silt_lock(&f->linger_lock);
-	if (f->nbuffers < BUFFERS_KEPT) {
-		f->buffers[f->nbuffers++] = b;
-		b = NULL;
-	}
-	silt_unlock(&f->linger_lock);
-	free(b);
-}
+#define AHEAD_MAX 12
+#define IDLE_NS	  1000000000u
 
 /* Takes a flight that lingered out of its bucket. */
 static void leave_bucket(struct fetch *f, struct flight *fl)
@@ -48,44 +27,77 @@ static void leave_bucket(struct fetch *f, struct flight *fl)
 	flight_unref(f, fl);
 }
 
-/* The oldest if more than `most` bytes linger, else NULL. */
-static struct flight *too_many(struct fetch *f, uint64_t most)
+/* Lock held; `p` points to it in the list. */
+static void unlink_locked(struct fetch *f, struct flight **p)
 {
-	struct flight *fl = NULL;
-	silt_lock(&f->linger_lock);
-	if (f->linger_first && f->linger_bytes > most) {
-		fl = f->linger_first;
-		f->linger_first = fl->linger_next;
-		if (!f->linger_first)
-			f->linger_last = &f->linger_first;
-		f->linger_bytes -= fl->room;
-	}
-	silt_unlock(&f->linger_lock);
-	return fl;
-}
-
-void linger_trim(struct fetch *f, uint64_t most)
-{
-	for (struct flight *fl; (fl = too_many(f, most)) != NULL;)
-		leave_bucket(f, fl);
-}
-
-void linger_add(struct fetch *f, struct flight *fl)
-{
-	silt_lock(&f->linger_lock);
+	struct flight *fl = *p;
+	*p = fl->linger_next;
+	if (!*p)
+		f->linger_last = p;
 	fl->linger_next = NULL;
-	*f->linger_last = fl;
-	f->linger_last = &fl->linger_next;
-	f->linger_bytes += fl->room;
+}
+
+/* Takes one out of the list: `which`, or the first that was last read from at `before` or earlier. */
+static bool let_go(struct fetch *f, const struct flight *which, uint64_t before)
+{
+	struct flight **p, *fl = NULL;
+	silt_lock(&f->linger_lock);
+	for (p = &f->linger_first; *p && !fl; p = fl ? p : &(*p)->linger_next)
+		if (which ? *p == which : atomic_load(&(*p)->read_ns) <= before)
+			fl = *p;
+	if (fl)
+		unlink_locked(f, p);
 	silt_unlock(&f->linger_lock);
-	linger_trim(f, LINGER_MAX);
+	if (fl)
+		leave_bucket(f, fl);
+	return fl != NULL;
 }
 
 void linger_free(struct fetch *f)
 {
-	linger_trim(f, 0);
-	while (f->nbuffers)
-		free(f->buffers[--f->nbuffers]);
+	while (let_go(f, NULL, UINT64_MAX))
+		;
+}
+
+/* All frames; the pack's index is never asked for. Shares of frames are rounded down, so who reads in small
+ * parts may never get there. */
+static bool all_read(const struct flight *fl)
+{
+	return atomic_load(&fl->served) >= fl->frames;
+}
+
+void linger_add(struct fetch *f, struct flight *fl)
+{
+	atomic_store(&fl->read_ns, silt_now_ns());
+	silt_lock(&f->linger_lock);
+	bool over = all_read(fl); /* under the lock: who reads the rest now finds it in the list */
+	if (!over) {
+		fl->linger_next = NULL;
+		*f->linger_last = fl;
+		f->linger_last = &fl->linger_next;
+	}
+	silt_unlock(&f->linger_lock);
+	if (over)
+		leave_bucket(f, fl);
+}
+
+unsigned fetch_ahead_room(struct fetch *f)
+{
+	unsigned n = atomic_load_explicit(&f->ahead, memory_order_relaxed);
+	if (n < AHEAD_MAX)
+		return AHEAD_MAX - n;
+	return let_go(f, NULL, silt_now_ns() - IDLE_NS);
+}
+
+bool flight_served(struct flight *fl, const struct frame_want *w)
+{
+	struct frame_header h;
+	if (!fl->counted || !fl->sound ||
+	    frame_header_decode(fl->data + (w->key.pack_off - fl->off), &h) < 0)
+		return false;
+	atomic_store(&fl->read_ns, silt_now_ns());
+	atomic_fetch_add(&fl->served, h.raw ? (uint64_t)w->len * w->stored / h.raw : 0);
+	return all_read(fl);
 }
 
 int flight_borrow(struct frame_want *w)
@@ -103,7 +115,9 @@ int flight_borrow(struct frame_want *w)
 		return -ENOENT;
 	/* A damaged extent may point past the pack's end. */
 	uint32_t at = w->key.pack_off - fl->off;
-	int rc = at < fl->got ? want_decode(w, fl->data + at, fl->got - at) : -EBADMSG;
+	int rc = at < fl->got ? want_decode(w, fl->data + at, fl->got - at, fl->sound) : -EBADMSG;
+	if (rc == 0 && flight_served(fl, w))
+		let_go(f, fl, 0);
 	flight_unref(f, fl);
 	if (rc == 0)
 		silt_count(f->metrics, M_HIT_MEMORY, 1);

@@ -26,8 +26,8 @@ static size_t up(size_t n)
 static int read_back(struct fetch *f, uint64_t pack, uint32_t len)
 {
 	char why[160] = "";
-	bool usual = up(len) <= WHOLE_ROOM;
-	uint8_t *buf = usual ? buffer_get(f) : aligned_alloc(TIER_ALIGN, up(len));
+	bool usual = up(len) <= BIG_BUFFER;
+	uint8_t *buf = usual ? big_buffer_get(&f->buffers) : aligned_alloc(TIER_ALIGN, up(len));
 	if (!buf)
 		return -ENOMEM;
 	int rc = tier_read_wait(f->tier, pack, 0, len, buf);
@@ -41,12 +41,21 @@ static int read_back(struct fetch *f, uint64_t pack, uint32_t len)
 		tier_drop_pack(f->tier, pack);
 	}
 	if (usual)
-		buffer_put(f, buf);
+		big_buffer_put(&f->buffers, buf);
 	else
 		free(buf);
 	if (rc == 0)
 		tier_mark_verified(f->tier, pack);
 	return rc;
+}
+
+static void found_sound(struct flight *fl)
+{
+	uint32_t index_off, len, frames;
+	uint64_t sum;
+	fl->sound = pack_trailer_decode(fl->data + fl->got - PACK_TRAILER, fl->got, &index_off, &len, &frames,
+					&sum) == 0;
+	fl->frames = fl->sound ? index_off - PACK_HEADER : UINT32_MAX;
 }
 
 /* GETs the pack and verifies it, twice if need be. -EBADMSG: the bytes are there, but damaged. */
@@ -61,8 +70,10 @@ static int get_verified(struct fetch *f, struct flight *fl)
 		rc = fl->got == fl->pack_len
 		             ? pack_verify(fl->data, fl->got, fl->pack, f->volume, why)
 		             : -EBADMSG;
-		if (rc == 0)
+		if (rc == 0) {
+			found_sound(fl);
 			return 0;
+		}
 		silt_count(f->metrics, M_DAMAGED_FRAMES, 1);
 		silt_error(f->log, "fetch: pack %016" PRIx64 " is damaged in the store: %s",
 		           fl->pack, why);
@@ -146,9 +157,12 @@ static void join_whole(struct fetch *f, const struct flight *like, struct pack_w
 			               .whole = true,
 			               .check = like->check,
 			               .ahead = like->ahead,
+			               .counted = like->ahead,
 			               .refs = 1,
 			               .next = b->first };
 		b->first = fl;
+		if (fl->counted)
+			atomic_fetch_add(&f->ahead, 1);
 		fetch_enter(f);
 	}
 	if (fl && w) {
@@ -230,7 +244,7 @@ void fetch_drop_pack(struct fetch *f, uint64_t pack)
 	if (f->tier)
 		tier_drop_pack(f->tier, pack);
 	frame_memory_drop(f->memory, pack);
-	linger_trim(f, 0);
+	linger_free(f);
 }
 
 /* --- Prefetch ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 #include "cache/fetch_index.h"
 #include "cache/fetch_memory.h"
 #include "cache/pack.h"
+#include "cache/big_buffers.h"
 #include "meta/lock.h"
 
 #define FLIGHT_BUCKETS   64u
@@ -94,6 +95,10 @@ struct flight {
 	uint8_t *data;
 	size_t room;
 	uint32_t got, pack_len;
+	bool sound;      /* pack_verify() has found all of it so */
+	uint32_t frames; /* bytes of these in it, then */
+	bool counted; /* in fetch.ahead: begun for a sequential reader */
+	atomic_uint_fast64_t served, read_ns; /* counted: stored bytes read from it; when last */
 };
 
 struct flight_bucket {
@@ -141,11 +146,10 @@ struct fetch {
 	pthread_t *threads;
 	unsigned nthreads;
 
-	struct silt_lock linger_lock; /* guards the buffers too */
+	struct silt_lock linger_lock;
 	struct flight *linger_first, **linger_last;
-	uint64_t linger_bytes;
-	uint8_t *buffers[8];
-	unsigned nbuffers;
+	atomic_uint ahead; /* flights ahead of sequential readers, on their way or lingering */
+	struct big_buffers buffers; /* of flights of whole packs */
 
 	atomic_ulong inserting; /* bytes of packs waiting for the SSD */
 
@@ -170,8 +174,9 @@ void decoder_put(struct fetch *f, struct decoder *d);
  */
 
 /* Checks the frame that `n` bytes at `data` should begin with, and answers the want from it: copies
- * its part to dst, maybe keeps the frame in memory. -EBADMSG: it is not that frame, sound. */
-int want_decode(struct frame_want *w, const uint8_t *data, size_t n);
+ * its part to dst, maybe keeps the frame in memory. `sound`: its checksum has been looked at, and it stays
+ * where it is for a while. -EBADMSG: it is not that frame, sound. */
+int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound);
 void want_answer(struct frame_want *w, int err);
 
 /* Looks for a want's frame in memory, on the SSD, in the store. 0: answered into dst already;
@@ -225,18 +230,17 @@ bool flight_covers(const struct flight *fl, const struct frame_want *w);
 
 /* --- fetch_linger.c ------------------------------------------------------------------------------
  */
-#define WHOLE_ROOM ((size_t)20 << 20) /* holds any pack of ordinary size */
-uint8_t *buffer_get(struct fetch *f); /* WHOLE_ROOM bytes, or NULL */
-void buffer_put(struct fetch *f, uint8_t *b);
 
 /* Answers a want from bytes that came from the store and are still in memory. -ENOENT: there are
  * none. */
 int flight_borrow(struct frame_want *w);
 
+/* Notes that a want was answered from a flight. True: now all of it has been read once. */
+bool flight_served(struct flight *fl, const struct frame_want *w);
+
 /* Keeps a flight (and its reference) that is still in its bucket, with `lingers` set. */
 void linger_add(struct fetch *f, struct flight *fl);
-void linger_trim(struct fetch *f, uint64_t most);
-void linger_free(struct fetch *f);
+void linger_free(struct fetch *f); /* lets all go */
 
 /* --- fetch_pack.c --------------------------------------------------------------------------------
  */

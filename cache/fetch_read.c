@@ -86,7 +86,16 @@ static bool in_memory(struct fetch *f, const struct frame_want *w)
 /* --- Answers -------------------------------------------------------------------------------------
  */
 
-int want_decode(struct frame_want *w, const uint8_t *data, size_t n)
+static int extract(const uint8_t *data, uint32_t skip, uint32_t len, uint8_t *dst, struct decoder *d,
+		   bool sound)
+{
+	const uint8_t *payload = data + FRAME_HEADER;
+	if (sound)
+		return frame_extract_sound(data, payload, skip, len, dst, d->raw, d->zd);
+	return frame_extract(data, payload, skip, len, dst, d->raw, d->zd, NULL);
+}
+
+int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound)
 {
 	struct fetch *f = w->op->f;
 	struct frame_header h;
@@ -98,15 +107,14 @@ int want_decode(struct frame_want *w, const uint8_t *data, size_t n)
 	struct decoder *d = decoder_get(f);
 	if (!d)
 		return -ENOMEM;
-	const uint8_t *payload = data + FRAME_HEADER;
 	bool whole = w->len == h.raw;
-	bool keep = !whole || h.raw <= MEMORY_FRAME_MAX;
+	bool keep = h.raw <= MEMORY_FRAME_MAX || (!whole && !(sound && h.codec == PACK_RAW));
 	const uint8_t *raw = whole ? w->dst : d->raw;
 	int rc;
 	if (whole || !keep) {
-		rc = frame_extract(data, payload, w->skip, w->len, w->dst, d->raw, d->zd, &h);
+		rc = extract(data, w->skip, w->len, w->dst, d, sound);
 	} else {
-		rc = frame_extract(data, payload, 0, h.raw, d->raw, NULL, d->zd, &h);
+		rc = extract(data, 0, h.raw, d->raw, d, sound);
 		if (rc == 0)
 			memcpy(w->dst, d->raw + w->skip, w->len);
 	}
@@ -152,7 +160,7 @@ static void on_ssd(struct tier_io *io, const uint8_t *data, int err)
 {
 	struct frame_want *w = (struct frame_want *)io;
 	struct fetch *f = w->op->f;
-	int rc = err == 0 ? want_decode(w, data, w->stored) : -EIO;
+	int rc = err == 0 ? want_decode(w, data, w->stored, false) : -EIO;
 	if (rc == -EBADMSG) {
 		silt_count(f->metrics, M_SSD_BAD, 1);
 		silt_warn(f->log,

@@ -59,6 +59,9 @@ int frame_header_decode(const uint8_t in[FRAME_HEADER], struct frame_header *out
  * for a part of a compressed frame; `zd` is a ZSTD_DCtx of the calling thread. -EBADMSG: damaged. */
 int frame_extract(const uint8_t header[FRAME_HEADER], const uint8_t *payload, uint32_t skip,
 		  uint32_t len, uint8_t *dst, uint8_t *scratch, void *zd, struct frame_header *out);
+/* The same without the checksum: for a frame of a pack in memory that pack_verify() found sound. */
+int frame_extract_sound(const uint8_t header[FRAME_HEADER], const uint8_t *payload, uint32_t skip,
+			uint32_t len, uint8_t *dst, uint8_t *scratch, void *zd);
 
 /* The index of a pack, decoded. */
 struct pack_frame {

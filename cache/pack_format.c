@@ -57,32 +57,46 @@ int frame_header_decode(const uint8_t in[FRAME_HEADER], struct frame_header *out
 	return 0;
 }
 
+static int extract(const struct frame_header *h, const uint8_t *payload, uint32_t skip, uint32_t len,
+		   uint8_t *dst, uint8_t *scratch, void *zd)
+{
+	/* The caller's range came from an extent; an extent that disagrees is damage as well. */
+	if (skip > h->raw || len > h->raw - skip)
+		return -EBADMSG;
+	if (h->codec == PACK_RAW) {
+		memcpy(dst, payload + skip, len);
+		return 0;
+	}
+	bool whole = skip == 0 && len == h->raw;
+	uint8_t *to = whole ? dst : scratch;
+	size_t n = ZSTD_decompressDCtx(zd, to, h->raw, payload, h->stored);
+	if (ZSTD_isError(n) || n != h->raw)
+		return -EBADMSG;
+	if (!whole)
+		memcpy(dst, scratch + skip, len);
+	return 0;
+}
+
 int frame_extract(const uint8_t header[FRAME_HEADER], const uint8_t *payload, uint32_t skip,
                   uint32_t len, uint8_t *dst, uint8_t *scratch, void *zd, struct frame_header *out)
 {
 	struct frame_header h;
 	int err = frame_header_decode(header, &h);
-	if (err)
-		return err;
-	if (frame_checksum(header, payload, h.stored) != h.xxh3)
-		return -EBADMSG;
-	/* The caller's range came from an extent; an extent that disagrees is damage as well. */
-	if (skip > h.raw || len > h.raw - skip)
-		return -EBADMSG;
-	if (h.codec == PACK_RAW) {
-		memcpy(dst, payload + skip, len);
-	} else {
-		bool whole = skip == 0 && len == h.raw;
-		uint8_t *to = whole ? dst : scratch;
-		size_t n = ZSTD_decompressDCtx(zd, to, h.raw, payload, h.stored);
-		if (ZSTD_isError(n) || n != h.raw)
-			return -EBADMSG;
-		if (!whole)
-			memcpy(dst, scratch + skip, len);
-	}
-	if (out)
+	if (!err && frame_checksum(header, payload, h.stored) != h.xxh3)
+		err = -EBADMSG;
+	if (!err)
+		err = extract(&h, payload, skip, len, dst, scratch, zd);
+	if (!err && out)
 		*out = h;
-	return 0;
+	return err;
+}
+
+int frame_extract_sound(const uint8_t header[FRAME_HEADER], const uint8_t *payload, uint32_t skip,
+			uint32_t len, uint8_t *dst, uint8_t *scratch, void *zd)
+{
+	struct frame_header h;
+	int err = frame_header_decode(header, &h);
+	return err ? err : extract(&h, payload, skip, len, dst, scratch, zd);
 }
 
 int pack_header_decode(const uint8_t in[PACK_HEADER], struct pack_info *out)

@@ -272,6 +272,8 @@ static int parts_open(struct fs *fs, const struct fs_config *cfg)
 	silt_lock_init(&fs->open_dirs.lock);
 	silt_cond_init(&fs->queue.clean);
 	atime_init(&fs->atimes);
+	big_buffers_init(&fs->big_buffers);
+	fs->pool.big = &fs->big_buffers;
 	fs->pool.budget = cfg->buffer_size ? cfg->buffer_size : DEFAULT_BUFFER;
 	fs->mountpoint = strdup(cfg->mountpoint);
 	fs->source = strdup(cfg->source ? cfg->source : "siltfs");
@@ -402,6 +404,7 @@ void fs_close(struct fs *fs)
 	dir_table_free(&fs->dirs);
 	flag_table_free(&fs->flags);
 	request_pool_free(&fs->requests);
+	big_buffers_free(&fs->big_buffers);
 	silt_cond_destroy(&fs->queue.clean);
 	atime_destroy(&fs->atimes);
 	silt_lock_destroy(&fs->queue.lock);

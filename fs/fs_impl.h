@@ -63,6 +63,7 @@ struct fs {
 	struct flag_table flags;
 	struct open_dirs open_dirs;
 	struct write_pool pool;
+	struct big_buffers big_buffers; /* of the pool */
 	struct write_queue queue;
 	/* Calls to meta/ and cache/ on their way that are nobody's request: segments, windows. */
 	atomic_uint background;

@@ -82,7 +82,7 @@ static bool plan_locked(struct request *r, uint64_t end)
 
 struct prefetch {
 	struct silt_extent v[PREFETCH_EXTENTS];
-	size_t n;
+	size_t n, most; /* packs there is room for */
 	enum map_need need;
 	uint64_t window;
 	unsigned generation;
@@ -107,14 +107,14 @@ static void prefetch_locked(struct request *r, uint64_t end, uint64_t size, stru
 		atomic_store(&h->prefetched, 0);
 	if (end > next || streak == 0)
 		atomic_store(&h->next_off, end);
-	if (streak < PREFETCH_AFTER || end >= size)
+	if (streak < PREFETCH_AFTER || end >= size || !p->most)
 		return;
 	uint64_t ahead = streak * 2 < PREFETCH_MAX ? streak * 2 : PREFETCH_MAX;
 	uint64_t off = atomic_load(&h->prefetched), stop = end + ahead < size ? end + ahead : size;
 	off = off > end ? off : end;
 	if (off + ahead / 4 > stop && stop < size)
 		return; /* enough is on its way */
-	while (off < stop && p->n < PREFETCH_EXTENTS) {
+	while (off < stop && p->n < PREFETCH_EXTENTS && p->n < p->most) {
 		uint64_t window = off / SILT_WINDOW;
 		if (!file_map_loaded(map, window)) {
 			p->window = window;
@@ -201,7 +201,7 @@ static void read_plan(struct request *r)
 {
 	struct fs *fs = r->fs;
 	struct node *n = r->node;
-	struct prefetch ahead = { .n = 0 };
+	struct prefetch ahead = { .most = cache_prefetch_room(fs->cfg.cache) };
 	uint64_t window = 0;
 	silt_lock(&n->lock);
 	uint64_t size = node_size_locked(n);

@@ -11,6 +11,8 @@
 #include "cache/pack.h"
 
 #define SEGMENT_MIN 4096u
+#define SEGMENT_BIG (4u << 20)	/* beyond it a buffer for all that it may become */
+#define MAY_STREAM  (64u << 10) /* a write by a program that writes much */
 #define MERGE_SMALL (32u << 10) /* a neighbour up to this size is always worth copying */
 #define DIRTY_MANY  4096u       /* scattered pieces of one file: they are sealed beyond this */
 
@@ -80,7 +82,10 @@ static void segment_free(struct write_buffer *b, struct segment *s)
 {
 	atomic_fetch_sub(&b->pool->used, s->cap);
 	b->failed -= s->err != 0;
-	free(s->data);
+	if (s->big)
+		big_buffer_put(b->pool->big, s->data);
+	else
+		free(s->data);
 	free(s);
 }
 
@@ -98,6 +103,19 @@ void write_buffer_free(struct write_buffer *b)
 	memset(&b->sent, 0, sizeof(b->sent));
 }
 
+/* Is it behind a segment that became as long as they do? Then its writer goes on for longer. */
+static bool follows_whole(const struct write_buffer *b, const struct segment *s)
+{
+	const struct segment_list *lists[2] = { &b->dirty, &b->sent };
+	for (int i = 0; i < 2; i++) {
+		size_t at = list_find(lists[i], s->off);
+		const struct segment *p = at > 0 ? lists[i]->v[at - 1] : NULL;
+		if (p && segment_end(p) == s->off && p->len == PACK_TARGET)
+			return true;
+	}
+	return false;
+}
+
 static int segment_grow(struct write_buffer *b, struct segment *s, uint32_t need)
 {
 	if (need <= s->cap)
@@ -105,11 +123,18 @@ static int segment_grow(struct write_buffer *b, struct segment *s, uint32_t need
 	uint32_t cap = s->cap ? s->cap : SEGMENT_MIN;
 	while (cap < need)
 		cap *= 2;
-	if (cap > PACK_TARGET)
+	/* What is growing fast is likely to become whole. */
+	if (cap > SEGMENT_BIG || (cap >= MAY_STREAM && follows_whole(b, s)))
 		cap = PACK_TARGET;
-	uint8_t *data = realloc(s->data, cap);
+	bool big = cap == PACK_TARGET && b->pool->big;
+	uint8_t *data = big ? big_buffer_get(b->pool->big) : realloc(s->data, cap);
 	if (!data)
 		return -ENOMEM;
+	if (big && s->len)
+		memcpy(data, s->data, s->len);
+	if (big)
+		free(s->data);
+	s->big = big;
 	atomic_fetch_add(&b->pool->used, cap - s->cap);
 	s->data = data;
 	s->cap = cap;

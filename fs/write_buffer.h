@@ -24,6 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cache/big_buffers.h"
 #include "cache/cache.h"
 
 enum segment_state { SEGMENT_DIRTY, SEGMENT_SENT, SEGMENT_FAILED };
@@ -34,6 +35,7 @@ struct segment {
 	uint8_t *data;
 	uint64_t off;
 	uint32_t len, cap;
+	bool big;                 /* `data` is of pool->big */
 	enum segment_state state;
 	int err;                  /* why it failed last; stays while it is sent again */
 	uint64_t epoch;           /* of the buffer when the segment was made */
@@ -48,6 +50,7 @@ struct segment_list {
 
 /* Memory of all buffers of a mount. */
 struct write_pool {
+	struct big_buffers *big;   /* for segments that become large; NULL: malloc() */
 	uint64_t budget;           /* bytes */
 	atomic_uint_fast64_t used; /* bytes allocated for segments */
 	atomic_uint_fast64_t sent; /* of these, in segments on their way */

@@ -239,6 +239,38 @@ static void test_prefetched_packs_linger(void **state)
 	assert_true(metric(f, M_HIT_SSD) > 0);
 }
 
+/* Only so many packs are fetched ahead of readers; what has been read makes room, and so does what nobody
+ * has read from for a second. */
+static void test_room_for_prefetched_packs(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_extent e[32];
+	unsigned n = 0;
+	open_cache(f, 200, 0);
+	for (unsigned room; n < 32 && (room = fetch_ahead_room(f->fetch)) > 0; n++) {
+		e[n] = make_big(f, 50 + n, 0, n * (uint64_t)BIG);
+		fetch_prefetch(f->fetch, 5, &e[n]);
+		assert_int_equal(fetch_ahead_room(f->fetch), room - 1);
+		settle(f);
+	}
+	assert_in_range(n, 4, 31);
+	check(f, 5, &e[1], e[1].off, BIG, true);
+	assert_int_equal(fetch_ahead_room(f->fetch), 1);
+	fetch_prefetch(f->fetch, 5, &(struct silt_extent){ 0 }); /* nothing to do: takes no room */
+	assert_int_equal(fetch_ahead_room(f->fetch), 1);
+	struct silt_extent last = make_big(f, 50 + n, 0, n * (uint64_t)BIG);
+	fetch_prefetch(f->fetch, 5, &last);
+	settle(f);
+	assert_int_equal(fetch_ahead_room(f->fetch), 0);
+	usleep(1100000);
+	assert_int_equal(fetch_ahead_room(f->fetch), 1);
+	/* All still come right, from memory or the SSD. */
+	uint64_t gets = metric(f, M_STORE_GETS);
+	for (unsigned i = 0; i < n; i++)
+		check(f, 5, &e[i], e[i].off, BIG, true);
+	assert_int_equal(metric(f, M_STORE_GETS), gets);
+}
+
 struct block {
 	struct job job; /* first */
 	sem_t *go;
@@ -384,6 +416,7 @@ int main(void)
 		CASE(test_waiting_for_a_pack_that_is_here),
 		CASE(test_reading_what_is_being_prefetched),
 		CASE(test_prefetched_packs_linger),
+		CASE(test_room_for_prefetched_packs),
 		CASE(test_cache_smaller_than_the_data),
 	};
 	return RUN_WITH_SLOT_SIZES(tests);

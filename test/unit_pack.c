@@ -328,6 +328,9 @@ static void test_every_flipped_byte_of_a_frame_is_found(void **state)
 	}
 	assert_int_equal(
 	        frame_extract(frame, frame + FRAME_HEADER, 0, 1500, dst, scratch, zd, NULL), 0);
+	static uint8_t again[PACK_FRAME_RAW];
+	assert_int_equal(frame_extract_sound(frame, frame + FRAME_HEADER, 0, 1500, again, scratch, zd), 0);
+	assert_memory_equal(again, dst, 1500);
 	free(pack.p);
 	ZSTD_freeDCtx(zd);
 }

@@ -144,7 +144,9 @@ static void step(struct model *m)
 static void random_beside_model(void **state)
 {
 	for (uint64_t seed = 1; seed <= 6; seed++) {
-		struct model m = { .pool = { .budget = 1 << 30 }, .seed = seed };
+		struct big_buffers big;
+		big_buffers_init(&big);
+		struct model m = { .pool = { .budget = 1 << 30, .big = seed % 2 ? &big : NULL }, .seed = seed };
 		m.want = calloc(1, SPAN);
 		m.stored = calloc(1, SPAN);
 		write_buffer_init(&m.b, &m.pool, 7, &m);
@@ -163,6 +165,9 @@ static void random_beside_model(void **state)
 		assert_int_equal(m.pool.used, 0);
 		assert_int_equal(m.pool.sent, 0);
 		write_buffer_free(&m.b);
+		assert_int_equal(big.used, 0);
+		assert_true(big.kept <= BIG_BUFFERS_IDLE);
+		big_buffers_free(&big);
 		free(m.want);
 		free(m.stored);
 	}
