@@ -21,7 +21,9 @@
  * raises the bound.
  *
  * The wait is at most the window, counted from the first piece or from the end of the pack before
- * (PUT or commit), whatever was later: before that end its closers could not come. When no other
+ * (PUT or commit), whatever was later: before that end its closers could not come. They have to create
+ * their next files first, which takes them round trips to Redis: so where commits take long, because Redis
+ * is far, the window is longer by twice as much (three windows at most). When no other
  * file is dirty (cache_writers_add), the others would first have to create one, and the wait ends
  * after a quiet time without a newcomer: an eighth of what a PUT takes lately, since to miss them
  * costs them a whole PUT, but at least half the window.
@@ -127,15 +129,22 @@ static uint64_t later(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
+/* Until who was answered just now may come with the next file. */
+static uint64_t return_time(const struct batcher *b)
+{
+	uint64_t ns = b->commit_ns * 2;
+	return ns < b->window_ns * 2 ? ns : b->window_ns * 2;
+}
+
 static uint64_t quiet_time(const struct batcher *b)
 {
 	uint64_t quiet = later(b->put_ns / 8, b->window_ns / 2);
-	return quiet < b->window_ns ? quiet : b->window_ns;
+	return (quiet < b->window_ns ? quiet : b->window_ns) + return_time(b);
 }
 
 static uint64_t wait_until(const struct batcher *b)
 {
-	uint64_t window_end = later(b->first_ns, b->settled_ns) + b->window_ns;
+	uint64_t window_end = later(b->first_ns, b->settled_ns) + b->window_ns + return_time(b);
 	if (b->writers > (int)(b->files + b->committing))
 		return window_end;
 	uint64_t quiet_end = later(b->last_ns, b->settled_ns) + quiet_time(b);
@@ -215,9 +224,11 @@ void batcher_put_ended(struct batcher *b, const struct batch *t, bool committing
 		b->committing += t->files;
 }
 
-void batcher_committed(struct batcher *b, unsigned files, uint64_t now)
+void batcher_committed(struct batcher *b, unsigned files, uint64_t began, uint64_t now)
 {
 	b->committing -= files;
-	if (files)
-		b->settled_ns = now;
+	if (!files)
+		return;
+	b->settled_ns = now;
+	b->commit_ns = b->commit_ns ? (7 * b->commit_ns + (now - began)) / 8 : now - began;
 }

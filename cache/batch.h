@@ -37,6 +37,7 @@ struct batcher {
 	uint64_t window_ns;
 	uint64_t put_ns; /* how long shared packs take lately, from being taken to the end of the
 	                    PUT */
+	uint64_t commit_ns; /* how long their commits take lately */
 	unsigned recent[BATCH_RECENT], recent_at; /* closers seen by the last shared packs */
 	unsigned committing;       /* files of shared packs that were PUT but are not committed */
 	unsigned big_out, big_max; /* full packs being PUT, and how many may be */
@@ -61,9 +62,9 @@ bool batcher_has_small(const struct batcher *b);
 bool batcher_enough(const struct batcher *b);
 
 /* The PUT of `t` ended; `committing`: its files now wait for their commit, until
- * batcher_committed() was called for all of them. */
+ * batcher_committed() was called for all of them; the commit began at `began`. */
 void batcher_put_ended(struct batcher *b, const struct batch *t, bool committing, uint64_t now);
-void batcher_committed(struct batcher *b, unsigned files, uint64_t now);
+void batcher_committed(struct batcher *b, unsigned files, uint64_t began, uint64_t now);
 
 /* Adds at the end of a list; a zeroed list is empty. */
 void piece_list_add(struct piece_list *l, struct cache_write *w);

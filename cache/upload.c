@@ -146,13 +146,14 @@ struct commit {
 	struct cache_write *head; /* `n` pieces, linked in the order of the items */
 	size_t n;
 	unsigned files; /* for batcher_committed() */
+	uint64_t began;
 	struct meta_commit item[];
 };
 
-static void note_committed(struct uploader *u, unsigned files)
+static void note_committed(struct uploader *u, unsigned files, uint64_t began)
 {
 	silt_lock(&u->lock);
-	batcher_committed(&u->batcher, files, silt_now_ns());
+	batcher_committed(&u->batcher, files, began, silt_now_ns());
 	silt_unlock(&u->lock);
 }
 
@@ -162,7 +163,7 @@ static void on_commit(void *arg, const struct meta_reply *r)
 	struct uploader *u = c->u;
 	/* Before the closers hear of it: one that comes back at once must not see itself as
 	 * company. */
-	note_committed(u, c->files);
+	note_committed(u, c->files, c->began);
 	if (r->err)
 		silt_error(u->cfg.log, "commit of %zu extents in pack %016llx failed: %s", c->n,
 		           (unsigned long long)c->item[0].extent.pack, strerror(-r->err));
@@ -184,7 +185,7 @@ static void commit_some(struct uploader *u, struct cache_write *head, size_t n, 
 {
 	struct commit *c = calloc(1, sizeof(*c) + n * sizeof(c->item[0]));
 	if (!c) {
-		note_committed(u, files);
+		note_committed(u, files, silt_now_ns());
 		fail_pieces(u, head, n, -ENOMEM);
 		return;
 	}
@@ -192,6 +193,7 @@ static void commit_some(struct uploader *u, struct cache_write *head, size_t n, 
 	c->head = head;
 	c->n = n;
 	c->files = files;
+	c->began = silt_now_ns();
 	struct cache_write *w = head;
 	for (size_t i = 0; i < n; i++, w = w->next)
 		c->item[i] = (struct meta_commit){ .ino = w->ino,

@@ -59,7 +59,7 @@ static uint64_t waits(struct batcher *b, uint64_t now)
 static void put_and_commit(struct batcher *b, struct batch *t, uint64_t now)
 {
 	batcher_put_ended(b, t, true, now);
-	batcher_committed(b, t->files, now);
+	batcher_committed(b, t->files, now, now);
 }
 
 static void test_alone_never_waits(void **state)
@@ -109,15 +109,43 @@ static void test_phases_merge(void **state)
 	batcher_put_ended(&b, &t, true, now);
 	struct batch second;
 	take_shared(&b, now, 8, &second); /* sees 8 committing beside its own 8 */
-	batcher_committed(&b, t.files, now);
+	batcher_committed(&b, t.files, now, now);
 	add_files(&b, 8, now + 1);
 	now += 30 * MS;
 	batcher_put_ended(&b, &second, true, now);
-	batcher_committed(&b, second.files, now);
+	batcher_committed(&b, second.files, now, now);
 	b.writers = 16;
 	assert_int_equal(waits(&b, now), now + WINDOW); /* 14 wanted, others are dirty */
 	add_files(&b, 6, now + MS);
 	take_shared(&b, now + MS, 14, &t);
+}
+
+/* Redis is far: who was answered takes longer to come back. Never waits longer than three windows. */
+static void test_slow_commits_lengthen_the_window(void **state)
+{
+	struct batcher b;
+	struct batch t;
+	batcher_init(&b, 8, WINDOW);
+	uint64_t now = 10 * MS;
+	add_files(&b, 16, now);
+	take_shared(&b, now, 16, &t);
+	now += 10 * MS;
+	batcher_put_ended(&b, &t, true, now);
+	batcher_committed(&b, t.files, now, now + 3 * MS);
+	now += 3 * MS;
+	b.writers = 16;
+	add_files(&b, 1, now);
+	assert_int_equal(waits(&b, now), now + WINDOW + 6 * MS);
+	b.writers = 1; /* nobody else is dirty */
+	assert_int_equal(waits(&b, now), now + WINDOW / 2 + 6 * MS);
+	take_shared(&b, now + WINDOW / 2 + 6 * MS, 1, &t);
+	now += 100 * MS;
+	batcher_put_ended(&b, &t, true, now);
+	batcher_committed(&b, t.files, now, now + 60000 * MS); /* it was away for a minute */
+	now += 60000 * MS;
+	b.writers = 16;
+	add_files(&b, 1, now);
+	assert_int_equal(waits(&b, now), now + 3 * WINDOW);
 }
 
 static void test_writers_that_left_are_forgotten(void **state)
@@ -281,6 +309,7 @@ int main(void)
 		cmocka_unit_test(test_alone_never_waits),
 		cmocka_unit_test(test_one_shared_pack_at_a_time),
 		cmocka_unit_test(test_phases_merge),
+		cmocka_unit_test(test_slow_commits_lengthen_the_window),
 		cmocka_unit_test(test_writers_that_left_are_forgotten),
 		cmocka_unit_test(test_a_low_bound_is_probed),
 		cmocka_unit_test(test_a_drain_is_not_kept_waiting),
