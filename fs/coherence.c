@@ -17,9 +17,13 @@
 
 #define ENTRY_THREADS 3
 #define RECENT_NS     1000000000u
-#define AGAIN_NS      100000000u
+#define AGAINS	      3 /* in the low bits of bucket_user(): how often it was done, 1 to 3 */
 #define YOUNG_NS      100000000u
 #define INODES        64 /* of a bucket */
+
+/* How long after the last time what was told just before is dropped once more: an answer that the
+ * notification overtook was given by then, also by a thread that a busy machine stopped in between. */
+static const uint64_t again_ns[AGAINS] = { 100000000u, 1000000000u, 5000000000u };
 
 struct queue {
 	struct bucket *first, *last;
@@ -49,7 +53,7 @@ struct coherence {
 	struct silt_cond wake, wake_entries;
 	bool stop, look_at_all;
 	struct queue fresh, names; /* for the first thread, for the others */
-	struct queue again;        /* in order of time: bucket_user() says when */
+	struct queue again[AGAINS]; /* in order of time: bucket_user() says when, and (below) how often */
 	struct drop *drops;
 	struct young *young, **young_tail;
 };
@@ -352,16 +356,18 @@ static void on_stale(void *arg, struct bucket *b)
 	silt_unlock(&c->lock);
 }
 
-/* The kernel was told: frees the bucket, or keeps it for a second time. Lock held. */
+/* The kernel was told: frees the bucket, or keeps it for another time. Lock held. */
 static void done_locked(struct coherence *c, struct bucket *b)
 {
-	uint64_t now = silt_now_ns(), *due = bucket_user(b), told = bucket_told_ns(b);
-	if (*due || !told || now - told > RECENT_NS || c->stop) {
+	uint64_t now = silt_now_ns(), *user = bucket_user(b), told = bucket_told_ns(b);
+	unsigned times = *user & AGAINS;
+	bool recent = told && now - told <= RECENT_NS;
+	if (times == AGAINS || (times == 0 && !recent) || c->stop) {
 		bucket_free(b);
 		return;
 	}
-	*due = now + AGAIN_NS;
-	push(&c->again, b);
+	*user = ((now + again_ns[times]) & ~(uint64_t)AGAINS) + times + 1;
+	push(&c->again[times], b);
 	silt_cond_signal(&c->wake);
 }
 
@@ -388,8 +394,9 @@ static bool work(struct coherence *c, uint64_t *until)
 {
 	uint64_t now = silt_now_ns();
 	struct bucket *b = pop(&c->fresh);
-	if (!b && c->again.first && *bucket_user(c->again.first) <= now)
-		b = pop(&c->again);
+	for (int i = 0; i < AGAINS && !b; i++)
+		if (c->again[i].first && *bucket_user(c->again[i].first) <= now)
+			b = pop(&c->again[i]);
 	if (b) {
 		silt_unlock(&c->lock);
 		work_on(c, b); /* takes the lock */
@@ -414,8 +421,9 @@ static bool work(struct coherence *c, uint64_t *until)
 		return true;
 	}
 	*until = y ? y->due : UINT64_MAX;
-	if (c->again.first && *bucket_user(c->again.first) < *until)
-		*until = *bucket_user(c->again.first);
+	for (int i = 0; i < AGAINS; i++)
+		if (c->again[i].first && *bucket_user(c->again[i].first) < *until)
+			*until = *bucket_user(c->again[i].first);
 	return false;
 }
 
@@ -579,7 +587,8 @@ void coherence_close(struct coherence *c)
 	if (!c)
 		return;
 	coherence_stop(c);
-	while ((b = pop(&c->fresh)) || (b = pop(&c->names)) || (b = pop(&c->again)))
+	while ((b = pop(&c->fresh)) || (b = pop(&c->names)) || (b = pop(&c->again[0])) ||
+	       (b = pop(&c->again[1])) || (b = pop(&c->again[2])))
 		bucket_free(b);
 	while ((d = c->drops)) {
 		c->drops = d->next;

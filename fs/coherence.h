@@ -24,7 +24,7 @@
  *buckets themselves: they need no memory, and their bytes count against the limit of the table.
  *
  * An answer may be on its way to the kernel while a notification overtakes it. So what was told
- *less than RECENT_NS before is notified again AGAIN_NS later.
+ *less than RECENT_NS before is notified again 0.1, 1 and 5 s later.
  *
  * A notification also makes the kernel throw the answer to a GETATTR away that is on its way, and
  *read(2) goes on with the old size then. So none is sent for what the kernel has been told since,
