@@ -36,7 +36,7 @@ static ssize_t collect(const redisReply *reply, struct found **out)
 		size_t at = PAGE_HEAD + 3 * i;
 		const redisReply *name = reply_at(reply, at), *entry = reply_at(reply, at + 1);
 		const redisReply *record = reply_at(reply, at + 2);
-		if (!name || !entry || !record || name->len > SILT_NAME_MAX) {
+		if (!name || !entry || !record) {
 			free(v);
 			return -EIO;
 		}
@@ -49,16 +49,25 @@ static ssize_t collect(const redisReply *reply, struct found **out)
 	return (ssize_t)n;
 }
 
+/* Can it be the name of anything? If not, the kernel would refuse the whole listing. */
+static bool name_valid(const struct found *f)
+{
+	return f->name_len > 0 && f->name_len <= SILT_NAME_MAX && !memchr(f->name, '/', f->name_len) &&
+	       !memchr(f->name, '\0', f->name_len);
+}
+
 /* Turns one entry into a dirent whose name is copied to `text`. False: damaged, left out (logged). */
 static bool fill_dirent(struct op *op, const struct found *f, struct meta_dirent *d, char *text)
 {
 	struct meta *m = op->m;
 	bool moving;
-	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &d->type, &d->ino,
+	if (!name_valid(f) ||
+	    record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &d->type, &d->ino,
 				&moving) ||
 	    silt_ino_shard(d->ino) >= m->volume.shards) {
-		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged", (int)f->name_len,
-			   f->name, (unsigned long long)op->dir);
+		silt_error(m->log, "entry \"%.*s\" of directory %llu is damaged",
+			   (int)(f->name_len < SILT_NAME_MAX ? f->name_len : SILT_NAME_MAX), f->name,
+			   (unsigned long long)op->dir);
 		silt_count(m->metrics, M_META_DAMAGED, 1);
 		return false;
 	}
@@ -79,7 +88,8 @@ static void put_found(struct op *op, struct found *f)
 	uint32_t type;
 	silt_ino ino;
 	bool moving;
-	if (record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &type, &ino, &moving))
+	if (!name_valid(f) ||
+	    record_entry_decode(silt_ino_shard(op->dir), f->entry, f->entry_len, &type, &ino, &moving))
 		return;
 	if (op->buckets > LISTED_BUCKETS && S_ISREG(type) && !op->m->cfg.relaxed)
 		return;
@@ -93,7 +103,7 @@ static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, 
 {
 	size_t text_len = 0;
 	for (size_t i = 0; i < n; i++)
-		text_len += v[i].name_len;
+		text_len += v[i].name_len <= SILT_NAME_MAX ? v[i].name_len : 0;
 	struct meta_dirpage *page = malloc(sizeof(*page) + n * sizeof(page->v[0]) + text_len + 1);
 	if (!page)
 		return NULL;

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import silt  # noqa: E402
@@ -325,6 +326,38 @@ def damaged_entry(t, shards):
     silt.run("rm", "-r", m / "d")
     check(not os.path.lexists(m / "d"), "the directory can be emptied and removed: its count was right")
     m.umount()
+
+
+@suite.case
+def names_that_no_file_can_have(t):
+    """They are left out of listings and named in the log; a kernel that is handed one refuses the whole
+    directory."""
+    v = t.volume()
+    m = t.mount(v)
+    os.mkdir(m / "d")
+    names = [f"f{i}" for i in range(30)]
+    for n in names:
+        write(m / f"d/{n}", n.encode())
+    ino = os.stat(m / "d").st_ino
+    m.umount()
+    c = v.redis.connect()
+    key = "{0}d%x:0" % ino
+    good = c.cmd("HGET", key, "f7")
+    for bad in (b"a/b", b"/", b"n" * 256, b"m" * 100_000, b"zero\0in", b""):
+        c.cmd("HSET", key, bad, good)
+    for options in ([], ["consistency=relaxed"]):
+        m = t.mount(v, options=options)
+        m.expect("damaged", " error: ")
+        for _ in range(3):
+            equal(sorted(os.listdir(m / "d")), sorted(names), f"listed, {options}")
+            equal(sorted(e.name for e in os.scandir(m / "d") if e.stat().st_size > 0), sorted(names),
+                  f"listed with attributes, {options}")
+            time.sleep(0.2)
+        log_names(m, rf"a/b.*\b{ino}\b")
+        check(m.counters().get("meta.damaged_records", 0) >= 6, "meta.damaged_records counts them")
+        for n in names:
+            equal(read(m / f"d/{n}"), n.encode(), n)
+        m.umount()
 
 
 @suite.case
