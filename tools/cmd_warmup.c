@@ -121,18 +121,28 @@ static struct warmup_figures figures_of(struct json_object *o)
 	};
 }
 
+/* As ls(1) does it: a file's name gives no commands to a terminal. */
+static void print_name(FILE *f, const char *name, bool terminal)
+{
+	for (; *name; name++)
+		fputc(terminal && ((unsigned char)*name < ' ' || *name == 0x7f) ? '?' : *name, f);
+}
+
 /* Names of missing files come as "<path below the root>: why", before the result. */
 static void print_missing(struct warmup_command *c, struct json_object *list)
 {
 	size_t n = json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
+	bool terminal = isatty(STDERR_FILENO);
 	for (size_t i = 0; i < n; i++) {
 		struct json_object *m = json_object_array_get_idx(list, i);
 		const struct root *r = c->first + json_number(m, "root");
 		const char *below = json_text(m, "path");
-		fprintf(stderr, "missing: %s%s%s\n", r->path,
-		        below[0] && below[0] != ':' && r->path[strlen(r->path) - 1] != '/' ? "/"
-		                                                                           : "",
-		        below);
+		bool slash = below[0] && below[0] != ':' && r->path[strlen(r->path) - 1] != '/';
+		fputs("missing: ", stderr);
+		print_name(stderr, r->path, terminal);
+		fputs(slash ? "/" : "", stderr);
+		print_name(stderr, below, terminal);
+		fputc('\n', stderr);
 	}
 }
 

@@ -279,6 +279,27 @@ def slots_cut_under_the_mount(t, cut):
 
 
 @suite.case
+def names_on_a_terminal(t):
+    """The name of a missing file is written as it is, but gives no commands to a terminal."""
+    m = t.mount(t.volume())
+    os.mkdir(m / "data")
+    with open(m / "data/a\x1b[31m\u00fc\x7f", "wb") as f:
+        f.write(b"x" * 5000)
+    check_it = [SILTFS, "warmup", "--check", m / "data"]
+    plain = subprocess.run(check_it, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    equal(plain.returncode, 1, "status")
+    check("data/a\x1b[31m\u00fc\x7f: ".encode() in plain.stderr, f"to a pipe: {plain.stderr!r}")
+    ours, theirs = os.openpty()
+    equal(subprocess.run(check_it, stderr=theirs, stdout=subprocess.DEVNULL).returncode, 1, "status")
+    os.close(theirs)
+    seen = os.read(ours, 65536)
+    check("data/a?[31m\u00fc?: ".encode() in seen, f"to a terminal: {seen!r}")
+    check(b"a\x1b[31m" not in seen, f"to a terminal: {seen!r}")
+    os.close(ours)
+    m.umount()
+
+
+@suite.case
 def slots_deleted_under_the_mount(t):
     """A file of slots that is deleted or replaced: warmup refuses, since it would be lost at the next
     mount; files are read as before."""
