@@ -8,7 +8,7 @@
 
 #define LEASE_LOCKS 64
 #define DIRS_MAX    16		/* a lock: 1,024 directories in all */
-#define NAMES_MAX   (1u << 17)	/* hashes a directory */
+#define NAMES_MAX   (1u << 20)	/* hashes a directory */
 #define NAMES_TOTAL (1u << 21)	/* hashes in all: 16 MiB, tables at most twice that */
 #define ASK_AFTER   2		/* creates in a row, each within CREATE_GAP of the one before */
 #define CREATE_GAP  500000000u	/* ns */
