@@ -132,11 +132,13 @@ static void forget_inode(struct fs *fs, silt_ino ino)
 	struct node *n = node_get(fs, ino);
 	if (n)
 		silt_lock(&n->lock);
-	bool knows =
-	        meta_is_told(fs->cfg.meta, ino) || (n && meta_remembers(fs->cfg.meta, ino, &now) &&
-	                                            now.attr.version <= n->kernel_version &&
-	                                            now.attr.ctime.sec == n->kernel_ctime.sec &&
-	                                            now.attr.ctime.nsec == n->kernel_ctime.nsec);
+	bool remembers = meta_remembers(fs->cfg.meta, ino, &now);
+	bool knows = meta_is_told(fs->cfg.meta, ino) ||
+	             (n && remembers && now.attr.version <= n->kernel_version &&
+	              now.attr.ctime.sec == n->kernel_ctime.sec &&
+	              now.attr.ctime.nsec == n->kernel_ctime.nsec);
+	if (remembers)
+		dir_seen(&fs->dirs, &now.attr);
 	if (!knows) {
 		flags_drop(&fs->flags, ino);
 		drop_attr(fs, ino);

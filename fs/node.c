@@ -263,6 +263,8 @@ void node_kernel_knows_locked(struct node *n)
 void fs_overlay(struct fs *fs, struct silt_inode *inode, bool to_kernel)
 {
 	atime_overlay(fs, &inode->attr);
+	if (S_ISDIR(inode->attr.mode))
+		dir_seen(&fs->dirs, &inode->attr);
 	if (!S_ISREG(inode->attr.mode))
 		return;
 	struct node *n = node_get(fs, inode->attr.ino);

@@ -23,6 +23,7 @@ struct dir_page {
 	uint64_t from; /* the cookie it was asked for */
 	const struct meta_dirpage *page;
 	bool attrs;
+	uint64_t when; /* silt_now_ns() of the reply */
 };
 
 struct dir_handle {
@@ -140,6 +141,13 @@ static ssize_t page_find(const struct dir_page *p, uint64_t off, bool attrs, uin
 	return (ssize_t)lo;
 }
 
+static bool fits(struct request *r, size_t used, const char *name)
+{
+	size_t need = r->plus ? fuse_add_direntry_plus(r->req, NULL, 0, name, NULL, 0)
+	                      : fuse_add_direntry(r->req, NULL, 0, name, NULL, 0);
+	return need <= r->size - used;
+}
+
 /* Adds one entry to the reply; false: it does not fit. */
 static bool add(struct request *r, size_t *used, const char *name, uint64_t off,
                 struct fuse_entry_param *e)
@@ -164,19 +172,34 @@ static bool add_dots(struct request *r, size_t *used)
 	return r->off >= AFTER_DOTDOT || add(r, used, "..", AFTER_DOTDOT, &e);
 }
 
-static void fill_from(struct request *r, const struct meta_dirpage *page, size_t i, size_t *used)
+/* The attributes of an entry. Not those of a page that was kept for a while, unless a push would have come
+ * for them: the kernel may have heard of newer ones. */
+static void fill_attrs(struct request *r, const struct meta_dirent *d, bool old, struct fuse_entry_param *e)
 {
-	for (; i < page->n; i++) {
-		const struct meta_dirent *d = &page->v[i];
+	struct fs *fs = r->fs;
+	struct fuse_entry_param plus;
+	struct silt_inode inode = d->inode;
+	fs_fill_entry(fs, r->ino, &inode, true, &d->seen, &plus);
+	if (old && plus.attr_timeout <= coherence_untold(fs, fs->cfg.attr_timeout))
+		return;
+	fs_overlay(fs, &inode, true);
+	fs_fill_stat(&inode.attr, &plus.attr);
+	*e = plus;
+}
+
+static void fill_from(struct request *r, const struct dir_page *p, size_t i, size_t *used)
+{
+	bool old = silt_now_ns() - p->when > (uint64_t)META_UNTOLD_MS * 1000000u;
+	for (; i < p->page->n; i++) {
+		const struct meta_dirent *d = &p->page->v[i];
 		struct fuse_entry_param e = { .attr = { .st_ino = d->ino, .st_mode = d->type } };
 		char name[SILT_NAME_MAX + 1];
 		memcpy(name, d->name, d->len);
 		name[d->len] = '\0';
-		if (r->plus && d->has_inode) {
-			struct silt_inode inode = d->inode;
-			fs_overlay(r->fs, &inode, true);
-			fs_fill_entry(r->fs, r->ino, &inode, true, &d->seen, &e);
-		}
+		if (!fits(r, *used, name)) /* before it counts as told */
+			return;
+		if (r->plus && d->has_inode)
+			fill_attrs(r, d, old, &e);
 		if (!add(r, used, name, d->pos, &e))
 			return;
 	}
@@ -188,7 +211,7 @@ static void answer(struct request *r, struct dir_page p, size_t i)
 	size_t used = 0;
 	bool claimed = request_claim(r);
 	if (claimed && add_dots(r, &used))
-		fill_from(r, p.page, i, &used);
+		fill_from(r, &p, i, &used);
 	/* Before the answer: the next request may come at once, and RELEASEDIR after it. An
 	 * interrupted request must not touch the handle: it may be closed already. */
 	if (claimed)
@@ -211,7 +234,9 @@ static void page_done(void *arg, const struct meta_reply *reply)
 	for (size_t k = 0; k < reply->page->n; k++) /* now: the kernel may come for them later */
 		if (reply->page->v[k].has_inode)
 			flags_note(&r->fs->flags, &reply->page->v[k].inode.attr);
-	struct dir_page p = { .from = r->off, .page = reply->page, .attrs = r->plus };
+	struct dir_page p = {
+		.from = r->off, .page = reply->page, .attrs = r->plus, .when = silt_now_ns()
+	};
 	/* Pages begin at a bucket's start or after the cookie: find the place in any case. */
 	size_t i = 0;
 	while (i < p.page->n && p.page->v[i].pos <= r->off)

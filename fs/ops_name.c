@@ -112,7 +112,9 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 		r->node->unnamed = r->node->deleted = false;
 		silt_unlock(&r->node->lock);
 	}
-	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode))
+	/* Not of one with several names: the next open may be of another, of which the kernel has been told for
+	 * longer, so that it sends no LOOKUP. */
+	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode) && inode.attr.nlink == 1)
 		fresh_put(&fs->fresh, r->pid, &inode);
 	fs_overlay(fs, &inode, true);
 	/* A lookup has its directory in `ino`. */

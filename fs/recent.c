@@ -180,6 +180,25 @@ void dir_drop(struct dir_table *t, silt_ino ino)
 	silt_unlock(lock);
 }
 
+static bool is_later(const struct silt_attr *a, const struct silt_attr *b)
+{
+	if (a->version != b->version)
+		return a->version > b->version;
+	if (a->ctime.sec != b->ctime.sec)
+		return a->ctime.sec > b->ctime.sec;
+	return a->ctime.nsec > b->ctime.nsec;
+}
+
+void dir_seen(struct dir_table *t, const struct silt_attr *attr)
+{
+	unsigned at = (unsigned)(mix(attr->ino) % DIR_SLOTS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	silt_lock(lock);
+	if (t->v[at].attr.ino == attr->ino && is_later(attr, &t->v[at].attr))
+		t->v[at].attr.ino = 0;
+	silt_unlock(lock);
+}
+
 bool dir_get(struct dir_table *t, silt_ino ino, double max_age, struct silt_attr *out, double *age)
 {
 	unsigned at = (unsigned)(mix(ino) % DIR_SLOTS);

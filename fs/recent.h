@@ -2,7 +2,8 @@
  *
  * fresh	the inode that a LOOKUP answered, for the OPEN that follows in the same open(2):
  * same thread, within FRESH_NS, taken once. It saves the second Redis call of an open without
- *		weakening close-to-open, because that LOOKUP was sent by this very open(2).
+ *		weakening close-to-open, because that LOOKUP was sent by this very open(2); an inode
+ *		with several names is not kept.
  *		An OPEN that had to ask by itself leaves its answer here for the GETATTR of the
  *		first read.
  * opened	which version of an inode's bytes the kernel's page cache holds: an open of the same
@@ -89,6 +90,9 @@ void dir_table_free(struct dir_table *t);
  * order of the changes, so the last one is the newest. */
 void dir_put(struct dir_table *t, const struct silt_attr *attr);
 void dir_drop(struct dir_table *t, silt_ino ino);
+/* Another reply, or a push, brought these attributes: drops what is older. Else the kernel, which has heard of
+ * these, would be told the older ones again. */
+void dir_seen(struct dir_table *t, const struct silt_attr *attr);
 
 /* Attributes noted less than `max_age` seconds ago; *age gets how long. */
 bool dir_get(struct dir_table *t, silt_ino ino, double max_age, struct silt_attr *out, double *age);

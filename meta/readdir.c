@@ -95,8 +95,9 @@ static void put_found(struct op *op, struct found *f)
 		return;
 	f->seen.name = cover_put_name(op->m, op->dir, op->buckets, f->name, f->name_len, f->entry,
 				      f->entry_len, &f->seen.start);
+	/* The kernel may never come for the later entries of a page: what it was told before is not replaced. */
 	if (f->record_len)
-		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false, op->to_kernel);
+		f->seen.inode = cover_put_inode(op->m, ino, f->record, f->record_len, false, false);
 }
 
 static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, uint64_t next, bool put)

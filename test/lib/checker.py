@@ -82,6 +82,7 @@ class Checker:
         self.told = {}          # inode or (directory, name) -> mounts that may not know yet
         self.told_data = {}     # inode -> the same for its bytes
         self.handles = {}       # slot -> Handle
+        self.named = []         # (directory, name) that the operation changed
         self.dirty = {}         # inode -> handles through which it was written and not stored since
         self.waited = 0.0
         self.played = 0
@@ -96,6 +97,16 @@ class Checker:
 
     def note_name(self, directory, name):
         self.told[directory, name] = self.others()
+        self.named.append((directory, name))
+
+    def learn_numbers(self, m):
+        """Of inodes that were made just now, from the mount that made them: another may still have the name of
+        one that was replaced, which may look the same but for its number."""
+        for directory, name in self.named:
+            inode = directory.entries.get(name)
+            if inode is not None and inode.ino is None:
+                inode.ino = os.lstat(self.real(m, Model.path_of(directory, name))).st_ino
+        self.named.clear()
 
     def stored(self, inode):
         """Its bytes are where others find them."""
@@ -176,10 +187,11 @@ class Checker:
 
     def known_differs(self, m, path, inode):
         wrong = self.attributes_differ(m, path, inode)
-        if wrong or inode.kind not in "fd":
+        if wrong or inode.kind not in "fdl":
             return wrong
         p = self.real(m, path)
-        got = self.outcome(lambda: {n: os.getxattr(p, n) for n in self.xattr_names(p, False)})
+        got = self.outcome(lambda: {n: os.getxattr(p, n, follow_symlinks=False)
+                                    for n in self.xattr_names(p, False)})
         return None if got == inode.xattrs else f"{path}: {got}, want {inode.xattrs}"
 
     @staticmethod
@@ -194,9 +206,8 @@ class Checker:
                 "uid": inode.uid, "gid": inode.gid, "nlink": inode.links()}
         if inode.kind != "d" and not self.dirty_elsewhere(inode, m):
             got["size"], want["size"] = st.st_size, inode.size()
-        if inode.ino is None:
-            inode.ino = st.st_ino
-        got["ino"], want["ino"] = st.st_ino, inode.ino
+        if inode.ino is not None:
+            got["ino"], want["ino"] = st.st_ino, inode.ino
         if self.dirty_elsewhere(inode, m):
             got.pop("mode"), want.pop("mode")   # the set-id bits go when the bytes are stored
         if got != want:
@@ -261,6 +272,7 @@ class Checker:
             getattr(self, "do_" + name)(m, PEOPLE[who], *op[3:])
         except Skip:
             return False
+        self.learn_numbers(m)
         self.played += 1
         return True
 
