@@ -87,6 +87,41 @@ def close_to_open_of_listed_files(t):
 
 
 @suite.case
+def close_to_open_of_another_name(t):
+    """The same with hard links: what a lookup of one name brought must not stand for the open of another that
+    was listed before, and so is opened without a lookup."""
+    _, a, b = pair(t)
+    os.mkdir(a / "d")
+    for i in range(20):
+        write(a / f"d/f{i}", b"")
+        os.link(a / f"d/f{i}", a / f"d/g{i}")
+        for e in os.scandir(b / "d"):
+            e.stat()
+        os.link(a / f"d/f{i}", a / f"d/late{i}")
+        os.stat(b / f"d/late{i}")
+        write(a / f"d/f{i}", b"written since")
+        equal(read(b / f"d/g{i}"), b"written since", f"g{i}")
+
+
+@suite.case
+def attributes_do_not_go_back(t):
+    """A mount that made a file in a directory knows its attributes for a moment by itself; when it has heard
+    of another mount's change to it, that is over."""
+    _, a, b = pair(t)
+    os.mkdir(a / "p")
+    for i in range(20):
+        d = f"p/d{i}"
+        os.mkdir(a / d)
+        os.stat(b / d)
+        write(b / f"{d}/mine", b"")
+        os.mkdir(a / f"{d}/sub")
+        links = [e.stat().st_nlink for e in os.scandir(b / "p") if e.name == f"d{i}"]
+        os.listdir(b / d)
+        again = os.stat(b / d).st_nlink
+        check(again >= links[0], f"{d}: {links[0]} links, then {again}")
+
+
+@suite.case
 def append_to_listed_files(t):
     """O_APPEND goes behind what another mount wrote and closed, also when the kernel has the old size
     from a listing, and through /proc/self/fd."""
