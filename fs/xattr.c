@@ -102,6 +102,18 @@ static void getxattr_done(void *arg, const struct meta_reply *reply)
 	request_free(r);
 }
 
+/* What attributes it has, as was heard lately. A relaxed mount's answers from memory are not in the order of the
+ * pushes, so an older one may have noted its flags last: what is remembered now counts, too. */
+static bool known_flags(struct fs *fs, silt_ino ino, unsigned *flags)
+{
+	struct silt_inode now;
+	if (!flags_get(&fs->flags, ino, fs->cfg.attr_timeout, flags))
+		return false;
+	if (meta_relaxed(fs->cfg.meta) && meta_remembers(fs->cfg.meta, ino, &now))
+		*flags |= now.attr.flags;
+	return true;
+}
+
 void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct fs *fs = fuse_req_userdata(req);
@@ -112,7 +124,7 @@ void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 		reply_virtual(req, ino, name, size);
 		return;
 	}
-	if (!err && flags_get(&fs->flags, ino, fs->cfg.attr_timeout, &flags) &&
+	if (!err && known_flags(fs, ino, &flags) &&
 	    !(flags & flag_of(name)))
 		err = -ENODATA;
 	if (err) {
@@ -176,7 +188,7 @@ void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	struct fs *fs = fuse_req_userdata(req);
 	unsigned flags, any = SILT_FLAG_XATTRS | SILT_FLAG_ACL | SILT_FLAG_DEFAULT_ACL;
-	if (flags_get(&fs->flags, ino, fs->cfg.attr_timeout, &flags) && !(flags & any)) {
+	if (known_flags(fs, ino, &flags) && !(flags & any)) {
 		fs_count(fs, KIND_LISTXATTR);
 		reply_value(req, "", 0, size);
 		return;
