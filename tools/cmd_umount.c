@@ -2,6 +2,7 @@
  *
  * The daemon's pid comes from its control socket before the unmount; afterwards a pidfd says when
  * it has ended. What it could not store it leaves in CONTROL_SOCKET.failed (see cmd_mount.c). */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -87,14 +89,51 @@ static int unmount(const char *path, bool lazy)
 	return cli_fail(CLI_FAILED, "can't unmount %s: %s", path, strerror(errno));
 }
 
-/* Waits for the daemon's end, and says every now and then that it does. */
-static void wait_for_end(int pidfd, pid_t pid)
+static bool has_mounted(const char *process, dev_t dev)
+{
+	char path[64], line[PATH_MAX + 1024];
+	unsigned ids, parent, major_id, minor_id;
+	bool found = false;
+	snprintf(path, sizeof(path), "/proc/%.20s/mountinfo", process);
+	FILE *f = fopen(path, "re");
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = sscanf(line, "%u %u %u:%u ", &ids, &parent, &major_id, &minor_id) == 4 &&
+		        makedev(major_id, minor_id) == dev;
+	if (f)
+		fclose(f);
+	return found;
+}
+
+/* A process of another mount namespace, as containers have one, that has the file system mounted; 0: none is
+ * seen. */
+static pid_t who_has_mounted(dev_t dev)
+{
+	pid_t pid = 0;
+	DIR *d = opendir("/proc");
+	for (struct dirent *e; d && !pid && (e = readdir(d));)
+		if (e->d_name[0] >= '1' && e->d_name[0] <= '9' && has_mounted(e->d_name, dev))
+			pid = (pid_t)strtol(e->d_name, NULL, 10);
+	if (d)
+		closedir(d);
+	return pid;
+}
+
+/* Waits for the daemon's end, and says every now and then what it does. */
+static void wait_for_end(int pidfd, pid_t pid, dev_t dev)
 {
 	struct pollfd p = { .fd = pidfd, .events = POLLIN };
-	while (poll(&p, 1, 10000) == 0)
-		fprintf(stderr,
-		        "siltfs: waiting for the daemon (pid %d) to store what was written\n",
-		        (int)pid);
+	for (int ms = 3000; poll(&p, 1, ms) == 0; ms = 10000) {
+		pid_t user = who_has_mounted(dev);
+		if (user)
+			fprintf(stderr,
+			        "siltfs: unmounted here; the daemon (pid %d) goes on until process %d, of "
+			        "another mount namespace, has unmounted it or ended\n",
+			        (int)pid, (int)user);
+		else
+			fprintf(stderr,
+			        "siltfs: waiting for the daemon (pid %d) to store what was written\n",
+			        (int)pid);
+	}
 }
 
 /* The path comes from the mount's options, which any user who may mount chooses: only a file that the
@@ -137,6 +176,9 @@ static int umount_and_wait(const char *given, bool lazy)
 	             S_ISSOCK(st.st_mode);
 	SILT_CLOSE int fd = alive ? control_connect(socket, &pid, &err) : -1;
 	SILT_CLOSE int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0u) : -1;
+	struct stat root = { 0 };
+	if (alive && lstat(path, &root) != 0)
+		root.st_dev = 0;
 	if (fd >= 0) { /* the server would wait for us otherwise */
 		close(fd);
 		fd = -1;
@@ -144,7 +186,7 @@ static int umount_and_wait(const char *given, bool lazy)
 	if ((rc = unmount(path, lazy)) != CLI_OK || !alive || lazy)
 		return rc;
 	if (pidfd >= 0)
-		wait_for_end(pidfd, pid);
+		wait_for_end(pidfd, pid, root.st_dev);
 	return last_word(socket, st.st_uid);
 }
 

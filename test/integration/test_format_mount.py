@@ -526,6 +526,27 @@ def fuse_not_permitted(t):
 
 
 @suite.case
+def umount_while_a_container_has_it(t):
+    """The daemon goes on for another mount namespace; umount says for which process, and waits."""
+    m = t.mount(t.volume())
+    with open(m / "f", "wb") as f:
+        f.write(b"kept")
+    other = subprocess.Popen(["unshare", "-m", "sh", "-c", f"read x; exec cat {m / 'f'}"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    silt.wait_until(lambda: os.readlink(f"/proc/{other.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"),
+                    "a mount namespace")
+    u = subprocess.Popen([SILTFS, "umount", m.path], stderr=subprocess.PIPE)
+    line = u.stderr.readline().decode()
+    check(f"process {other.pid}," in line and "another mount namespace" in line, line)
+    check(not os.path.ismount(m.path), "it is unmounted here")
+    check(u.poll() is None, "umount waits")
+    out, _ = other.communicate(b"\n", timeout=30)
+    equal(out, b"kept", "what the other namespace reads meanwhile")
+    equal(u.wait(30), 0, "status")
+    m.ended()
+
+
+@suite.case
 def umount_of_what_is_no_mount(t):
     refused(t.siltfs("umount", t.folder("d"), check_status=False), "mount")
     refused(t.siltfs("umount", "/nowhere", check_status=False), "/nowhere")
