@@ -108,6 +108,7 @@ struct op {
 	uint16_t len, len2;
 	unsigned flags, tries, misses;
 	bool keep, attrs, watch, to_kernel;
+	bool nothing; /* rename of one of a file's names over another: nothing happened */
 	uint64_t number, seq; /* position, window, count; the new inode's sequence */
 	uint64_t buckets;     /* of the directory, by the reply; 0: not said */
 	unsigned want;

@@ -332,9 +332,10 @@ local function is_below(T, q, top) -- is directory q the directory top, or below
 end
 
 -- from dir, name, to dir, name, flags (1 noreplace 2 exchange), keep, now, fill, transaction,
--- many shards, session, checked, retry. Reply: code, moved entry, moved record, replaced entry, replaced
--- record; or 2, entries: as with unlink, of what moves and what is replaced ("": not elsewhere); both
--- together are `checked`.
+-- many shards, session, checked, retry. Reply: code (3: two names of one file, nothing happens), moved entry,
+-- moved record, replaced entry, replaced record, an exchange's other entry if its inode is elsewhere: who
+-- calls gives inodes elsewhere their change time (x.moved); or 2, entries: as with unlink, of what moves and
+-- what is replaced ("": not elsewhere); both together are `checked`.
 local function rename(K, A)
   local T, fq, from, tq, to = K[1], tonumber(A[1]), A[2], tonumber(A[3]), A[4]
   local flags, now, fill = tonumber(A[5]), A[7], tonumber(A[8])
@@ -368,7 +369,7 @@ local function rename(K, A)
   if dst and flags == 1 then return EEXIST end
   if not dst and flags == 2 then return ENOENT end
   local sr = not sshard and get(T, sq) or nil
-  if dst and sshard == dshard and sq == dq then return { 0, src, sr and build(sr) or '', '', '' } end
+  if dst and sshard == dshard and sq == dq then return { 3, src, sr and build(sr) or '', '', '' } end
   if fq ~= tq and (skind == DIR or (flags == 2 and dkind == DIR)) then
     if A[10] == '1' then return EXDEV end
     if skind == DIR and is_below(T, tq, sq) then return EINVAL end
@@ -414,7 +415,7 @@ local function rename(K, A)
       touch_dir(T, fq, fd, 0, ddir - sdir, now, fill)
       touch_dir(T, tq, td, 0, sdir - ddir, now, fill)
     end
-    return remember(T, A[9], { 0, src, ss, '', '' })
+    return remember(T, A[9], { 0, src, ss, '', '', dshard and dst or '' })
   end
   call('HDEL', fkey, from)
   if fq == tq then

@@ -361,14 +361,14 @@ function x.exchange(K, A)
   return apply(T, tx, { 0, dst })
 end
 
--- transaction (""; a file), sequence, parent shard, parent sequence, now, retry: a moved directory's parent
--- and time; a file's time
+-- transaction, sequence, parent shard, parent sequence, now, retry: a moved directory's parent and time;
+-- without a transaction (""), and of a file, the time
 function x.moved(K, A)
   local T, q = K[1], tonumber(A[2])
   local r, s = get(T, q)
   if not r then return ENOENT end
   if A[1] == '' and later(r.ctime, A[5]) then return { 0, s } end
-  if r.kind == DIR then
+  if r.kind == DIR and A[1] ~= '' then
     if applied(T, A[1]) then return { 0, s } end
     apply(T, A[1], { 0 })
     r.tail = struct.pack('<I2I6', tonumber(A[3]), tonumber(A[4]))

@@ -71,6 +71,50 @@ static void finish_with_getattr(struct op *op, silt_ino ino, bool moving, const 
 		meta_getattr(op->m, ino, got_second, s);
 }
 
+static void got_moved(void *arg, int err, redisReply *reply)
+{
+	struct second *s = arg;
+	struct op *op = s->op;
+	silt_ino ino = s->so_far.inode.attr.ino;
+	int rc = reply_code(op->m, F_X_MOVED, err, reply, NULL);
+	if (!rc)
+		rc = reply_inode(op->m, ino, reply_at(reply, 1), &s->so_far.inode);
+	/* Gone meanwhile, or not reached: the rename has happened all the same. */
+	if (rc)
+		s->so_far.inode = (struct silt_inode){ .attr.ino = ino };
+	op_end(op, &s->so_far);
+	free(s);
+}
+
+static void ignore_moved(void *arg, int err, redisReply *reply)
+{
+	reply_code(arg, F_X_MOVED, err, reply, NULL);
+}
+
+/* The inode of a name that a rename moved has its change time in its own shard. */
+static void touch_moved(struct op *op, silt_ino ino, conn_done done, void *arg)
+{
+	struct conn_request *q = call_begin(op->m, silt_ino_shard(ino), F_X_MOVED, 5, 128);
+	conn_arg_str(&q, "");
+	conn_arg_u64(&q, silt_ino_seq(ino));
+	conn_arg_u64(&q, 0);
+	conn_arg_u64(&q, 0);
+	call_arg_time(&q, op->now);
+	call_send(op->m, F_X_MOVED, q, done, arg);
+}
+
+static void finish_with_moved(struct op *op, silt_ino ino, const struct meta_reply *so_far)
+{
+	struct second *s = malloc(sizeof(*s));
+	if (!s) {
+		op_fail(op, -ENOMEM);
+		return;
+	}
+	*s = (struct second){ .op = op, .so_far = *so_far };
+	s->so_far.inode.attr.ino = ino;
+	touch_moved(op, ino, got_moved, s);
+}
+
 /* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its
  * record. */
 static void end_with_entry(struct op *op, const redisReply *entry, const redisReply *record,
@@ -91,7 +135,10 @@ static void end_with_entry(struct op *op, const redisReply *entry, const redisRe
 		r->first = record_place(op->name, op->len);
 	} else if (silt_ino_shard(ino) != shard && (!record || record->len == 0)) {
 		put_name(op, entry, type, &r->seen);
-		finish_with_getattr(op, ino, moving, r);
+		if (op->fn == F_RENAME && !op->nothing)
+			finish_with_moved(op, ino, r);
+		else
+			finish_with_getattr(op, ino, moving, r);
 		return;
 	} else if (record && record->len == 0 && missed(op, moving)) {
 		return;
@@ -514,6 +561,11 @@ static void got_rename(void *arg, int err, redisReply *reply)
 			r.replaced_nlink = old.attr.nlink;
 	}
 	const redisReply *entry = reply_at(reply, 1), *record = reply_at(reply, 2);
+	const redisReply *back = reply_at(reply, 5);
+	op->nothing = code == 3;
+	if (back && back->len && !record_entry_decode(shard, back->str, back->len, &type, &ino, &moving) &&
+	    silt_ino_shard(ino) < op->m->volume.shards)
+		touch_moved(op, ino, ignore_moved, op->m);
 	if (code == 1) {
 		if (entry &&
 		    !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {

@@ -179,8 +179,8 @@ static void run_drop_job(struct tx_job *j)
 		j->so_far.err = rc;
 	} else { /* rename: it happened, whatever became of the file it replaced */
 		j->so_far.replaced_nlink = inode.attr.nlink;
-		if (!j->so_far.inode.attr.mode)
-			step_getattr(op->m, j->so_far.inode.attr.ino, &j->so_far.inode);
+		if (!j->so_far.inode.attr.mode) /* elsewhere: so is its change time */
+			step_moved(op->m, "", j->so_far.inode.attr.ino, op->dir2, op->now, &j->so_far.inode);
 		if (rc == -ENOTCONN)
 			tx_note_stuck(op);
 	}

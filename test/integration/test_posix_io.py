@@ -19,7 +19,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import silt  # noqa: E402
-from silt import check, equal, payload, raises  # noqa: E402
+from silt import check, equal, payload, raises, renameat2  # noqa: E402
 
 suite = silt.Suite()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -325,6 +325,48 @@ def times_to_the_nanosecond(t):
     equal(utimens((0, omit), (9, 1)), (5123456789, 9000000001), "without the first")
     a, b = utimens((0, now), (0, omit))
     check(abs(a / 1e9 - time.time()) < 5 and b == 9000000001, "the first one now")
+
+
+@suite.cases_for(shards=[1, 8])
+def rename_moves_the_change_time(t, shards):
+    """Of what moves, whatever it is and wherever its inode is; the other names of a file see it, too."""
+    v = t.volume(shards=shards)
+    m, other = t.mount(v), t.mount(v)
+    for i in range(8):  # directories of several shards
+        os.mkdir(m / f"p{i}")
+    for i in range(8):
+        here, there = str(m / f"p{i}"), str(m / f"p{(i + 1) % 8}")
+        os.mkdir(here + f"/dir{i}")
+        os.mkdir(here + "/swap")
+        write_file(here + "/file", b"1")
+        write_file(here + "/over", b"2")
+        write_file(here + "/linked", b"3")
+        os.link(here + "/linked", there + "/linked2")
+        os.symlink("x", here + "/symlink")
+        os.mkfifo(here + "/fifo")
+
+        def moves(a, b, flags=0, what=None):
+            before = os.lstat(a).st_ctime_ns
+            swapped = os.lstat(b).st_ctime_ns if flags == 2 else None
+            time.sleep(0.02)
+            renameat2(a, b, flags)
+            check(os.lstat(b).st_ctime_ns > before, f"{what or a} to {b}: moved, shards={shards}, {i}")
+            if flags == 2:
+                check(os.lstat(a).st_ctime_ns > swapped, f"{a} with {b}: the other one, shards={shards}, {i}")
+        for n in (f"dir{i}", "file", "symlink", "fifo"):
+            moves(f"{here}/{n}", f"{here}/{n}.new")
+            moves(f"{here}/{n}.new", f"{there}/{n}.elsewhere")
+        moves(here + "/swap", f"{there}/dir{i}.elsewhere", 2)
+        moves(here + "/swap", f"{here}/over", 2)
+        moves(there + "/linked2", there + "/linked3")
+        equal(os.stat(here + "/linked").st_ctime_ns, os.stat(there + "/linked3").st_ctime_ns, "both names")
+        moves(there + "/linked3", f"{there}/file.elsewhere", what="over a file")
+        os.link(here + "/linked", here + "/again")
+        before = os.stat(here + "/linked").st_ctime_ns
+        time.sleep(0.02)
+        os.rename(here + "/again", here + "/linked")
+        equal(os.stat(here + "/linked").st_ctime_ns, before, "two names of one file: nothing happens")
+        silt.wait_until(lambda: os.stat(other / f"p{i}/linked").st_ctime_ns == before, "the other mount's view")
 
 
 # --- positions in a directory --------------------------------------------------------------------------------
