@@ -64,6 +64,20 @@ unsigned fetch_background_waiting(struct fetch *f)
 	return n;
 }
 
+/* Waits for a job, and lets go meanwhile what was fetched for readers that don't come. Lock held. */
+static void rest(struct fetch *f)
+{
+	silt_unlock(&f->queue_lock);
+	uint64_t again = linger_rest(f);
+	silt_lock(&f->queue_lock);
+	if (f->urgent.first || (f->background.first && f->running_background < f->background_most) || f->stop)
+		return;
+	if (again)
+		silt_cond_wait_until(&f->queue_cond, &f->queue_lock, silt_now_ns() + again);
+	else
+		silt_cond_wait(&f->queue_cond, &f->queue_lock);
+}
+
 static void *fetch_main(void *arg)
 {
 	struct fetch *f = arg;
@@ -76,7 +90,7 @@ static void *fetch_main(void *arg)
 		if (!j) {
 			if (f->stop)
 				break;
-			silt_cond_wait(&f->queue_cond, &f->queue_lock);
+			rest(f);
 			continue;
 		}
 		f->running_background += !urgent;

@@ -104,7 +104,10 @@ static ssize_t get_rest(struct fetch *f, struct flight *fl, const char *key, ssi
 	if (!data)
 		return -ENOMEM;
 	memcpy(data, fl->data, (size_t)have);
-	big_buffer_put(&f->buffers, fl->data);
+	if (fl->room == BIG_BUFFER)
+		big_buffer_put(&f->buffers, fl->data);
+	else
+		free(fl->data);
 	fl->data = data;
 	fl->room = room;
 	ssize_t n = store_get(f->store, key, (uint64_t)have, size - (uint64_t)have, data + have,
@@ -179,8 +182,8 @@ static int want_from(struct frame_want *w, struct flight *fl)
 	uint64_t at = w->key.pack_off - fl->off;
 	size_t n = at < fl->got ? fl->got - (size_t)at : 0;
 	int rc = want_decode(w, fl->data + at, n, fl->sound);
-	if (rc == 0)
-		flight_served(fl, w);
+	if (rc == 0 && flight_served(fl, w))
+		flight_done(w->op->f, fl);
 	if (rc != -EBADMSG)
 		return rc;
 	flight_spoil(w->op->f, fl);
@@ -214,7 +217,7 @@ struct pack_waiter *flight_land(struct fetch *f, struct flight *fl, int err)
 {
 	struct flight_bucket *b = flight_bucket_of(f, fl->pack);
 	silt_lock(&b->lock);
-	fl->lingers = fl->ahead && err == 0 && !fl->bad && fl->state == FLIGHT_READY;
+	fl->lingers = fl->counted && err == 0 && !fl->bad && fl->state == FLIGHT_READY;
 	if (!fl->lingers) {
 		struct flight **p = &b->first;
 		while (*p != fl)

@@ -143,6 +143,11 @@ static void join_whole(struct fetch *f, const struct flight *like, struct pack_w
 	uint64_t pack = like->pack;
 	struct flight_bucket *b = flight_bucket_of(f, pack);
 	struct flight *made = calloc(1, sizeof(*made));
+	bool ahead = like->ahead && ahead_count(f);
+	if (like->ahead && !ahead) {
+		free(made);
+		return; /* a hint, which nobody waits for */
+	}
 	silt_lock(&b->lock);
 	struct flight *fl = b->first;
 	while (fl && (fl->pack != pack || !fl->whole || fl->bad || fl->lingers))
@@ -157,23 +162,25 @@ static void join_whole(struct fetch *f, const struct flight *like, struct pack_w
 			               .whole = true,
 			               .check = like->check,
 			               .ahead = like->ahead,
-			               .counted = like->ahead,
 			               .refs = 1,
 			               .next = b->first };
 		b->first = fl;
-		if (fl->counted)
-			atomic_fetch_add(&f->ahead, 1);
 		fetch_enter(f);
 	}
 	if (fl && w) {
 		w->next = fl->packs;
 		fl->packs = w;
 	}
-	if (fl) {
+	if (fl)
 		fl->keep |= like->keep;
-		fl->ahead |= like->ahead;
+	/* Not of one that readers are served from already: who reads that looks without the lock. */
+	if (fl && ahead && !fl->counted && !fl->check && fl->state != FLIGHT_READY) {
+		fl->ahead = fl->counted = true;
+		ahead = false;
 	}
 	silt_unlock(&b->lock);
+	if (ahead) /* it is counted already */
+		atomic_fetch_sub(&f->ahead, 1);
 	free(made);
 	if (fl && !joined)
 		fetch_submit(f, &fl->job, false);

@@ -97,7 +97,7 @@ struct flight {
 	uint32_t got, pack_len;
 	bool sound;      /* pack_verify() has found all of it so */
 	uint32_t frames; /* bytes of these in it, then */
-	bool counted; /* in fetch.ahead: begun for a sequential reader */
+	bool counted; /* in fetch.ahead: a sequential reader will come for it, so it lingers */
 	atomic_uint_fast64_t served, read_ns; /* counted: stored bytes read from it; when last */
 };
 
@@ -241,6 +241,12 @@ bool flight_served(struct flight *fl, const struct frame_want *w);
 /* Keeps a flight (and its reference) that is still in its bucket, with `lingers` set. */
 void linger_add(struct fetch *f, struct flight *fl);
 void linger_free(struct fetch *f); /* lets all go */
+/* Lets those go that nobody has come for in a long time. When to look again, in ns; 0: there is none. */
+uint64_t linger_rest(struct fetch *f);
+/* It was read to the end: it need not linger any more, if it does. */
+void flight_done(struct fetch *f, struct flight *fl);
+/* Counts a flight ahead of a reader; false: there are enough. */
+bool ahead_count(struct fetch *f);
 
 /* --- fetch_pack.c --------------------------------------------------------------------------------
  */

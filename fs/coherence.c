@@ -364,7 +364,9 @@ static void done_locked(struct coherence *c, struct bucket *b)
 	uint64_t now = silt_now_ns(), *user = bucket_user(b), told = bucket_told_ns(b);
 	unsigned times = *user & AGAINS;
 	bool recent = told && now - told <= RECENT_NS;
-	if (times == AGAINS || (times == 0 && !recent) || c->stop) {
+	/* Evicted: nothing has changed, and the table is short of room. */
+	bool enough = times == AGAINS || (times > 0 && bucket_evicted(b));
+	if (enough || (times == 0 && !recent) || c->stop) {
 		bucket_free(b);
 		return;
 	}

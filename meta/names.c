@@ -92,13 +92,13 @@ static void ignore_moved(void *arg, int err, redisReply *reply)
 }
 
 /* The inode of a name that a rename moved has its change time in its own shard. */
-static void touch_moved(struct op *op, silt_ino ino, conn_done done, void *arg)
+static void touch_moved(struct op *op, silt_ino ino, silt_ino parent, conn_done done, void *arg)
 {
 	struct conn_request *q = call_begin(op->m, silt_ino_shard(ino), F_X_MOVED, 5, 128);
 	conn_arg_str(&q, "");
 	conn_arg_u64(&q, silt_ino_seq(ino));
-	conn_arg_u64(&q, 0);
-	conn_arg_u64(&q, 0);
+	conn_arg_u64(&q, silt_ino_shard(parent));
+	conn_arg_u64(&q, silt_ino_seq(parent));
 	call_arg_time(&q, op->now);
 	call_send(op->m, F_X_MOVED, q, done, arg);
 }
@@ -112,7 +112,7 @@ static void finish_with_moved(struct op *op, silt_ino ino, const struct meta_rep
 	}
 	*s = (struct second){ .op = op, .so_far = *so_far };
 	s->so_far.inode.attr.ino = ino;
-	touch_moved(op, ino, got_moved, s);
+	touch_moved(op, ino, op->dir2, got_moved, s);
 }
 
 /* Ends an operation whose reply holds an entry and, when the inode is in the same shard, its
@@ -565,7 +565,7 @@ static void got_rename(void *arg, int err, redisReply *reply)
 	op->nothing = code == 3;
 	if (back && back->len && !record_entry_decode(shard, back->str, back->len, &type, &ino, &moving) &&
 	    silt_ino_shard(ino) < op->m->volume.shards)
-		touch_moved(op, ino, ignore_moved, op->m);
+		touch_moved(op, ino, op->dir, ignore_moved, op->m);
 	if (code == 1) {
 		if (entry &&
 		    !record_entry_decode(shard, entry->str, entry->len, &type, &ino, &moving)) {

@@ -146,6 +146,7 @@ static void test_slow_commits_lengthen_the_window(void **state)
 	b.writers = 16;
 	add_files(&b, 1, now);
 	assert_int_equal(waits(&b, now), now + 3 * WINDOW);
+	take_shared(&b, now + 3 * WINDOW, 1, &t);
 }
 
 static void test_writers_that_left_are_forgotten(void **state)

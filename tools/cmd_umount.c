@@ -109,10 +109,16 @@ static bool has_mounted(const char *process, dev_t dev)
 static pid_t who_has_mounted(dev_t dev)
 {
 	pid_t pid = 0;
-	DIR *d = opendir("/proc");
-	for (struct dirent *e; d && !pid && (e = readdir(d));)
-		if (e->d_name[0] >= '1' && e->d_name[0] <= '9' && has_mounted(e->d_name, dev))
+	struct stat own, its;
+	char path[64];
+	DIR *d = stat("/proc/self/ns/mnt", &own) == 0 ? opendir("/proc") : NULL;
+	for (struct dirent *e; d && !pid && (e = readdir(d));) {
+		if (e->d_name[0] < '1' || e->d_name[0] > '9')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%.20s/ns/mnt", e->d_name);
+		if (stat(path, &its) == 0 && its.st_ino != own.st_ino && has_mounted(e->d_name, dev))
 			pid = (pid_t)strtol(e->d_name, NULL, 10);
+	}
 	if (d)
 		closedir(d);
 	return pid;

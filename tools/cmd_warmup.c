@@ -124,8 +124,13 @@ static struct warmup_figures figures_of(struct json_object *o)
 /* As ls(1) does it: a file's name gives no commands to a terminal. */
 static void print_name(FILE *f, const char *name, bool terminal)
 {
-	for (; *name; name++)
-		fputc(terminal && ((unsigned char)*name < ' ' || *name == 0x7f) ? '?' : *name, f);
+	for (const unsigned char *p = (const unsigned char *)name; *p; p++) {
+		/* U+0080 to U+009f are commands as well, in UTF-8 and alone. */
+		bool wide = terminal && p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0;
+		bool command = wide || (terminal && (*p < ' ' || *p == 0x7f));
+		fputc(command ? '?' : *p, f);
+		p += wide;
+	}
 }
 
 /* Names of missing files come as "<path below the root>: why", before the result. */

@@ -283,17 +283,17 @@ def names_on_a_terminal(t):
     """The name of a missing file is written as it is, but gives no commands to a terminal."""
     m = t.mount(t.volume())
     os.mkdir(m / "data")
-    with open(m / "data/a\x1b[31m\u00fc\x7f", "wb") as f:
+    with open(m / "data/a\x1b[31m\u00fc\u009b\x7f", "wb") as f:
         f.write(b"x" * 5000)
     check_it = [SILTFS, "warmup", "--check", m / "data"]
     plain = subprocess.run(check_it, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     equal(plain.returncode, 1, "status")
-    check("data/a\x1b[31m\u00fc\x7f: ".encode() in plain.stderr, f"to a pipe: {plain.stderr!r}")
+    check("data/a\x1b[31m\u00fc\u009b\x7f: ".encode() in plain.stderr, f"to a pipe: {plain.stderr!r}")
     ours, theirs = os.openpty()
     equal(subprocess.run(check_it, stderr=theirs, stdout=subprocess.DEVNULL).returncode, 1, "status")
     os.close(theirs)
     seen = os.read(ours, 65536)
-    check("data/a?[31m\u00fc?: ".encode() in seen, f"to a terminal: {seen!r}")
+    check("data/a?[31m\u00fc??: ".encode() in seen, f"to a terminal: {seen!r}")
     check(b"a\x1b[31m" not in seen, f"to a terminal: {seen!r}")
     os.close(ours)
     m.umount()
