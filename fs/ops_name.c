@@ -116,6 +116,8 @@ static void entry_done(void *arg, const struct meta_reply *reply)
 	 * longer, so that it sends no LOOKUP. */
 	if (r->kind == KIND_LOOKUP && S_ISREG(inode.attr.mode) && inode.attr.nlink == 1)
 		fresh_put(&fs->fresh, r->pid, &inode);
+	else if (r->kind == KIND_LOOKUP)
+		fresh_drop(&fs->fresh, inode.attr.ino); /* from when it had one */
 	fs_overlay(fs, &inode, true);
 	/* A lookup has its directory in `ino`. */
 	fs_fill_entry(fs, r->kind == KIND_LOOKUP ? r->ino : r->dir, &inode, false,
