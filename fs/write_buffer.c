@@ -103,9 +103,12 @@ void write_buffer_free(struct write_buffer *b)
 	memset(&b->sent, 0, sizeof(b->sent));
 }
 
-/* Is it behind a segment that became as long as they do? Then its writer goes on for longer. */
+/* Is it behind a segment that became as long as they do? Then its writer goes on for longer. Not where memory
+ * is short: a buffer counts whole against the budget, and many writers would have their beginnings sent. */
 static bool follows_whole(const struct write_buffer *b, const struct segment *s)
 {
+	if (atomic_load(&b->pool->used) > b->pool->budget / 4)
+		return false;
 	const struct segment_list *lists[2] = { &b->dirty, &b->sent };
 	for (int i = 0; i < 2; i++) {
 		size_t at = list_find(lists[i], s->off);
