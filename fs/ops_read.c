@@ -201,7 +201,9 @@ static void read_plan(struct request *r)
 {
 	struct fs *fs = r->fs;
 	struct node *n = r->node;
-	struct prefetch ahead = { .most = cache_prefetch_room(fs->cfg.cache) };
+	/* Asked for without the node's lock, and only by who may prefetch: where there is no room it is a lock. */
+	bool may = atomic_load(&r->handle->streak) + r->size >= PREFETCH_AFTER;
+	struct prefetch ahead = { .most = may ? cache_prefetch_room(fs->cfg.cache) : 0 };
 	uint64_t window = 0;
 	silt_lock(&n->lock);
 	uint64_t size = node_size_locked(n);
