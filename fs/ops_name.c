@@ -285,6 +285,7 @@ static void rename_done(void *arg, const struct meta_reply *reply)
 	struct request *r = arg;
 	dir_drop(&r->fs->dirs, r->dir);
 	dir_drop(&r->fs->dirs, r->dir2);
+	dir_drop(&r->fs->dirs, reply->inode.attr.ino); /* a directory that moved: its change time */
 	if (!reply->err && reply->replaced)
 		fresh_drop(&r->fs->fresh, reply->replaced);
 	if (!reply->err && reply->replaced && reply->replaced_nlink == 0 && r->flags)

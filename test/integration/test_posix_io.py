@@ -353,6 +353,14 @@ def rename_moves_the_change_time(t, shards):
             check(os.lstat(b).st_ctime_ns > before, f"{what or a} to {b}: moved, shards={shards}, {i}")
             if flags == 2:
                 check(os.lstat(a).st_ctime_ns > swapped, f"{a} with {b}: the other one, shards={shards}, {i}")
+        fd = os.open(f"{here}/dir{i}", os.O_RDONLY)
+        write_file(f"{here}/dir{i}/inner", b"")  # its directory's attributes are known from that for a moment
+        before = os.fstat(fd).st_ctime_ns
+        time.sleep(0.02)
+        os.rename(f"{here}/dir{i}", f"{here}/dir")
+        check(os.fstat(fd).st_ctime_ns > before, f"an open directory, shards={shards}, {i}")
+        os.rename(f"{here}/dir", f"{here}/dir{i}")
+        os.close(fd)
         for n in (f"dir{i}", "file", "symlink", "fifo"):
             moves(f"{here}/{n}", f"{here}/{n}.new")
             moves(f"{here}/{n}.new", f"{there}/{n}.elsewhere")
