@@ -387,10 +387,10 @@ int flight_join(struct frame_want *w)
 		return rc;
 	}
 	if (fl) {
+		silt_count(f->metrics, M_MISS_SHARED, 1);
 		w->next = fl->wants;
 		fl->wants = w;
-		silt_unlock(&b->lock);
-		silt_count(f->metrics, M_MISS_SHARED, 1);
+		silt_unlock(&b->lock); /* and from here nothing keeps f */
 		return -EINPROGRESS;
 	}
 	fl = range_new(f, b, w);
@@ -399,8 +399,14 @@ int flight_join(struct frame_want *w)
 	silt_unlock(&b->lock);
 	if (!fl)
 		return -ENOMEM;
+	if (!hot) {
+		fetch_submit(f, &fl->job, true);
+		return -EINPROGRESS;
+	}
+	fetch_enter(f); /* once submitted it may land, and then nothing else keeps f */
 	fetch_submit(f, &fl->job, true);
-	if (hot && fetch_background_waiting(f) < 4 * f->nthreads)
+	if (fetch_background_waiting(f) < 4 * f->nthreads)
 		pack_wanted(f, pack, NULL, false, false);
+	fetch_leave(f);
 	return -EINPROGRESS;
 }

@@ -131,7 +131,8 @@ static struct meta_dirpage *make_page(struct op *op, struct found *v, size_t n, 
 
 static bool end_with(struct op *op, struct found *v, size_t n, uint64_t next_place, bool put)
 {
-	qsort(v, n, sizeof(*v), by_place);
+	if (n > 1) /* v may be NULL when n is 0 */
+		qsort(v, n, sizeof(*v), by_place);
 	struct meta_dirpage *page =
 		make_page(op, v, n, next_place ? (next_place << RANK_BITS) + COOKIE_BASE : 0, put);
 	if (page && page->n == 0 && page->next) { /* only entries before the cookie */
