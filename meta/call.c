@@ -37,6 +37,7 @@ bool function_writes(enum meta_function fn)
 	case F_STATFS:
 	case F_SESSION_LIST:
 	case F_GARBAGE_PEEK:
+	case F_FOLD_LIST:
 	case F_GETXATTR:
 	case F_LISTXATTR:
 	case F_LOCK_GET:

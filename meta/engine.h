@@ -3,7 +3,7 @@
  * Files: engine.c open, session, heartbeat; volume.c, format_note.c settings and server checks; call.c
  * requests and replies; push.c what Redis says unasked; locks.c, lock_*.c locks of files; names.c
  * operations on names; ops.c on inodes and the volume; windows.c; readdir.c; commit.c; sequence.c inode
- * numbers; tx.c, tx_*.c operations across shards; recover.c; deleted.c; xattr.c; frozen.c; wait.c the synchronous face. */
+ * numbers; tx.c, tx_*.c operations across shards; recover.c; fold.c; deleted.c; xattr.c; frozen.c; wait.c the synchronous face. */
 #pragma once
 #include <stdatomic.h>
 
@@ -27,7 +27,7 @@
 	X(F_HEARTBEAT, "heartbeat") X(F_SESSION_CLAIM, "session_claim")                            \
 	X(F_SESSION_CLOSE, "session_close") X(F_SESSION_LIST, "session_list")                      \
 	X(F_SESSION_SWEEP, "session_sweep") X(F_GARBAGE_PEEK, "garbage_peek")                      \
-	X(F_GARBAGE_DONE, "garbage_done") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
+	X(F_GARBAGE_DONE, "garbage_done") X(F_FOLD_LIST, "fold_list") X(F_FOLD, "fold") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \
 	X(F_X_AIM, "x_aim") X(F_X_REFUSE, "x_refuse") X(F_X_EXCHANGE, "x_exchange")                \
@@ -198,6 +198,9 @@ void tx_finish_stuck(struct meta *m);
  * claim told, under which it died; "": it is our own, which ends. Heartbeat thread. */
 void tx_recover(struct meta *m, const char *session, const char *died);
 void tx_collect_garbage(struct meta *m);
+
+/* fold.c: shortens some of the shard's logs that have grown. True: it did, and there may be more. Blocks. */
+bool fold_logs(struct meta *m, unsigned shard);
 
 /* deleted.c. deleted_open() blocks; so do the others, on the heartbeat thread or at the end. */
 int deleted_open(struct meta *m);

@@ -8,8 +8,8 @@
  *
  * A file's extents are kept as a log: later entries win over earlier ones where they overlap, and an
  * entry of pack 0 is a hole that wins the same way (truncation, punched holes). Appending to the log
- * never needs the log to be read; readers resolve it (extent_map_*). A log is not shortened: it grows by
- * an entry with each commit, and what reading it costs grows with it. The log is cut in windows of
+ * never needs the log to be read; readers resolve it (extent_map_*). A log that has grown is folded
+ * (fold.c): what shows of it is encoded anew. The log is cut in windows of
  * SILT_WINDOW bytes of file, and an entry lies inside one window, so that a big file's writer and reader
  * touch only the windows they need. A file with a single entry keeps it in its inode record.
  *

@@ -97,7 +97,9 @@ local function put_hole(T, q, r, off, stop, packs)
     call('RPUSH', T .. 'g', 'B' .. log)
     call('HDEL', key, field)
   else
-    call('HSET', key, field, log .. extent_put(off, stop - off, 0, 0, 0, 1, 0))
+    local hole = extent_put(off, stop - off, 0, 0, 0, 1, 0)
+    call('HSET', key, field, log .. hole)
+    fold.note(T, q, field, #log, #log + #hole)
   end
 end
 

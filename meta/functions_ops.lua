@@ -463,6 +463,7 @@ local function add_extent(T, q, r, ext, win, packs, again)
   -- Every extent of data is unique, so it can be looked for; a hole may come twice.
   if again and byte(ext, 1) % 2 == 0 and in_log(log, ext) then return false end
   call('HSET', key, win, log .. ext)
+  fold.note(T, q, win, #log, #log + #ext)
   return true
 end
 

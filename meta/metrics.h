@@ -12,6 +12,7 @@
 	X(M_REDIS_SENT, "redis.sent_bytes", counter, bytes, "bytes written to Redis")              \
 	X(M_REDIS_RECEIVED, "redis.received_bytes", counter, bytes, "bytes read from Redis")       \
 	X(M_REDIS_FLUSHES, "redis.writes", counter, calls, "write system calls (pipelined batches)") \
+	X(M_LOGS_FOLDED, "meta.logs_folded", counter, events, "extent logs that were shortened")     \
 	X(M_META_DAMAGED, "meta.damaged_records", counter, events, "records that did not decode")  \
 	X(M_META_CACHE_BUCKETS, "meta.cache_buckets", gauge, buckets, "buckets of metadata remembered") \
 	X(M_META_CACHE_BYTES, "meta.cache_bytes", gauge, bytes, "memory they take")                \

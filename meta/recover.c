@@ -265,6 +265,8 @@ void tx_collect_garbage(struct meta *m)
 		for (int i = 0; i < GARBAGE_ITEMS && silt_now_ns() < until && collect_one(m, s, sums, &deleted);
 		     i++)
 			;
+		while (silt_now_ns() < until && fold_logs(m, s))
+			;
 		if (deleted)
 			deleted_look(m, s);
 	}

@@ -1,6 +1,7 @@
 /* Operations on a file's bytes in the metadata engine: files without a name, holes, shared extents,
  * appends, access times; and that the packs' live counters are at any time what a recount of all maps
  * gives. Against a real Redis, with 1 and with 4 shards. */
+#include "meta/engine.h"
 #include "test/meta_fixture.h"
 
 static unsigned shards;
@@ -99,6 +100,25 @@ static void assert_live_counters(struct meta *m)
 	}
 }
 
+/* All logs are on the list of those to be folded. */
+static void note_all_logs(struct meta *m)
+{
+	static const char text[] = "for _, k in ipairs(redis.call('KEYS', KEYS[1] .. 'x*')) do\n"
+				   "  for _, w in ipairs(redis.call('HKEYS', k)) do\n"
+				   "    redis.call('SADD', KEYS[1] .. 'q', string.sub(k, #KEYS[1] + 2) .. ':' .. w)\n"
+				   "  end\n"
+				   "end\n"
+				   "return ''\n";
+	for (unsigned s = 0; s < shards; s++) {
+		char key[16], *out;
+		snprintf(key, sizeof(key), "{%u}", s);
+		const char *argv[] = { "EVAL", text, "1", key };
+		assert_int_equal(meta_debug_command(m, 4, argv, NULL, &out), 0);
+		assert_null(strstr(out, "ERR"));
+		free(out);
+	}
+}
+
 static struct meta_commit item(silt_ino ino, uint64_t off, uint64_t len, uint64_t pack, uint32_t pack_off)
 {
 	return (struct meta_commit){ .ino = ino, .mtime = now(),
@@ -155,6 +175,17 @@ static void assert_extent(const struct extent_map *map, size_t i, uint64_t off, 
 	assert_int_equal(map->v[i].len, len);
 	assert_int_equal(map->v[i].pack, pack);
 	assert_int_equal(map->v[i].skip, skip);
+}
+
+static void assert_same_map(const struct extent_map *a, const struct extent_map *b)
+{
+	assert_int_equal(a->n, b->n);
+	for (size_t i = 0; i < a->n; i++) {
+		assert_extent(b, i, a->v[i].off, a->v[i].len, a->v[i].pack, a->v[i].skip);
+		assert_int_equal(a->v[i].pack_off, b->v[i].pack_off);
+		assert_int_equal(a->v[i].stored, b->v[i].stored);
+		assert_int_equal(a->v[i].flags, b->v[i].flags);
+	}
 }
 
 /* --- files without a name --- */
@@ -545,7 +576,24 @@ static void test_random_live(void **state)
 		random_operation(m, f, FILES, &seed, &pack);
 		if (i % 20 == 0)
 			assert_live_counters(m);
+		if (i % 100 == 0) {
+			struct extent_map before[FILES], after;
+			for (unsigned k = 0; k < FILES; k++)
+				map_of(m, f[k], &before[k]);
+			note_all_logs(m);
+			for (unsigned k = 0; k < shards; k++)
+				while (fold_logs(m, k))
+					;
+			assert_live_counters(m);
+			for (unsigned k = 0; k < FILES; k++) {
+				map_of(m, f[k], &after);
+				assert_same_map(&before[k], &after);
+				extent_map_free(&before[k]);
+				extent_map_free(&after);
+			}
+		}
 	}
+	assert_true(silt_metric_get(&s->metrics, M_LOGS_FOLDED) > 0);
 	meta_close(m);
 
 	/* With everything gone and the garbage worked off, no counter is left. */
