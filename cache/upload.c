@@ -150,6 +150,14 @@ struct commit {
 	struct meta_commit item[];
 };
 
+static void queue_piece(struct uploader *u, struct cache_write *w)
+{
+	silt_lock(&u->lock);
+	batcher_add(&u->batcher, w, silt_now_ns());
+	wake(u);
+	silt_unlock(&u->lock);
+}
+
 static void note_committed(struct uploader *u, unsigned files, uint64_t began)
 {
 	silt_lock(&u->lock);
@@ -172,6 +180,12 @@ static void on_commit(void *arg, const struct meta_reply *r)
 	for (size_t i = 0; i < c->n; i++) {
 		struct cache_write *next = w->next;
 		w->at = c->item[i].at;
+		if (!r->err && c->item[i].err == -ESTALE) { /* so late that the pack was deleted */
+			w->extent.pack = 0;
+			queue_piece(u, w);
+			w = next;
+			continue;
+		}
 		end_piece(w, r->err ? r->err : c->item[i].err, c->item[i].version, &ended);
 		w = next;
 	}

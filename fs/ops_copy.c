@@ -28,6 +28,8 @@ static void copy_answer(struct request *r, uint64_t n)
 	request_free(r);
 }
 
+static void source_flushed(void *arg, int err);
+
 /* --- committing --------------------------------------------------------------------------- */
 
 static void clone_done(void *arg, const struct meta_reply *reply)
@@ -36,6 +38,13 @@ static void clone_done(void *arg, const struct meta_reply *reply)
 	struct node *n = r->node;
 	if (reply->err) {
 		node_unhold(r->fs, n);
+		if (reply->err == -ESTALE) { /* of a pack: the source was changed, and that deleted meanwhile */
+			silt_lock(&r->node2->lock);
+			file_map_forget(&r->node2->map);
+			silt_unlock(&r->node2->lock);
+			source_flushed(r, 0);
+			return;
+		}
 		copy_fail(r, reply->err);
 		return;
 	}

@@ -38,6 +38,8 @@ bool function_writes(enum meta_function fn)
 	case F_SESSION_LIST:
 	case F_GARBAGE_PEEK:
 	case F_FOLD_LIST:
+	case F_DEAD_PACKS:
+	case F_COUNT_PACKS:
 	case F_GETXATTR:
 	case F_LISTXATTR:
 	case F_LOCK_GET:

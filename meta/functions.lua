@@ -17,9 +17,10 @@
 --   Tx<q>:<n>        hash    the same, cut off by a truncation to 0: garbage
 --   Ty<q>            string  target of a long symbolic link
 --   Tu<q>            hash    name -> value of extended attributes and ACLs (functions_xattr.lua)
---   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use
+--   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use; "-": it is gone
 --   Tq               set     "q:window": logs that have grown (functions_fold.lua)
---   Tz               set     packs whose live bytes came to 0 here
+--   Tz               set     packs whose live bytes came to 0 here (functions_packs.lua)
+--   {0}w             string  session of the worker
 --   To TD TV                 deleted files that may be open (functions_deleted.lua)
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)
 --   Te               hash    q -> lease of directory q (see there)

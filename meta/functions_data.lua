@@ -158,6 +158,9 @@ function data.clone(K, A)
   if not r then return ENOENT end
   if r.kind ~= REG then return EINVAL end
   if r.flags >= IMMUTABLE then return EPERM end
+  for i = 8, #A - 1, 4 do
+    if gone(T, tonumber(A[i])) then return ESTALE end
+  end
   local packs = {}
   for i = 6, #A - 1, 4 do
     local ext, pack = A[i], tonumber(A[i + 2])
@@ -177,6 +180,7 @@ local function append_one(T, q, now, off, len, flags, pack, pack_off, stored)
   local r, packs = get(T, q), {}
   if not r or r.kind ~= REG then return ENOENT end
   if has_flag(r, IMMUTABLE) then return EPERM end
+  if gone(T, pack) then return ESTALE end
   local at = r.size
   if at + len > FILE_MAX then return EFBIG end
   if at ~= off and floor(flags / 16) % 2 == 0 then flags = flags + 16 end -- its frames name `off`

@@ -472,6 +472,7 @@ local function commit_one(T, q, now, stop, ext, win, pack, stored, packs, again)
   local r = get(T, q)
   if not r or r.kind ~= REG then return ENOENT end
   if has_flag(r, IMMUTABLE) then return EPERM end
+  if not packs[pack] and gone(T, pack) then return ESTALE end
   xattr.kill_capability(T, q, r)
   if add_extent(T, q, r, ext, win, packs, again) then
     packs[pack] = (packs[pack] or 0) + stored

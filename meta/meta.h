@@ -287,7 +287,7 @@ void meta_alloc_packs(struct meta *m, unsigned n, meta_done done, void *arg);
 /* Commits extents: `n` items in one call for each shard. The size of the file becomes at least
  * off + len of the extent, mtime and ctime `mtime`, and set-id bits go. Items of one call are applied
  * in order. When all shards answered, `done` is called once with err 0, and each item has its own
- * `err` (-ENOENT: the file is gone; -EIO) and new `version`. `items` must stay until then. */
+ * `err` (-ENOENT: the file is gone; -ESTALE: the pack is, see meta_packs_bury(); -EIO) and new `version`. `items` must stay until then. */
 struct meta_commit {
 	silt_ino ino;
 	struct silt_extent extent;
@@ -340,6 +340,31 @@ struct meta_touch {
 #define META_TOUCH_MAX 256
 void meta_touch(struct meta *m, const struct meta_touch *items, size_t n, bool relative, meta_done done,
 		void *arg);
+
+/* --- Packs that nobody uses any more (packs.c, functions_packs.lua) ------------------------------ */
+/* All of these block: not on a reader thread. */
+
+/* The volume's background work is done by one session at a time. 1: this one is, or goes on to be, that one
+ * for `ms` from now on; 0: another is, or this client has no session. */
+int meta_worker_elect(struct meta *m, unsigned ms);
+void meta_worker_resign(struct meta *m);
+
+/* About `want` of the packs whose live bytes came to 0 in `shard`, from *cursor (0 at first) on; some may
+ * be in use again, here or in another shard. *cursor is where to go on, 0: that was all. *out is malloced.
+ * One may come twice. */
+int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned want, uint64_t **out, size_t *n);
+
+/* The live bytes of packs in one shard; 0 also where there is no counter. */
+#define META_PACK_BURIED INT64_MIN
+int meta_packs_count(struct meta *m, unsigned shard, const uint64_t *packs, size_t n, int64_t *state);
+
+/* Sees to it that no commit names these packs any more, each of which must have no live bytes in any
+ * shard; dead[i] says which that is true of. From then on such commits fail with -ESTALE, and the object can be
+ * deleted. Doing it again is harmless, as is ending half-way. */
+int meta_packs_bury(struct meta *m, const uint64_t *packs, size_t n, bool *dead);
+
+/* The shard's list of dead packs need not have these any more. */
+int meta_packs_forget(struct meta *m, unsigned shard, const uint64_t *packs, size_t n);
 
 /* --- What kernels are told, and told to forget (cover.h, buckets.h) -------------------------------- */
 

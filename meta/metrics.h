@@ -29,6 +29,7 @@
 	X(M_STORE_GET_BYTES, "store.get_bytes", counter, bytes, "object bytes read")               \
 	X(M_STORE_RETRIES, "store.retries", counter, requests, "requests repeated after a fault")  \
 	X(M_STORE_ERRORS, "store.errors", counter, requests, "requests given up")                  \
+	X(M_PACKS_DELETED, "pack.deleted", counter, packs, "packs deleted that nobody used any more") \
 	X(M_PACKS_WRITTEN, "pack.written", counter, packs, "packs put into the store")             \
 	X(M_FRAMES_WRITTEN, "pack.frames", counter, frames, "frames put into packs")               \
 	X(M_PACK_RAW_BYTES, "pack.raw_bytes", counter, bytes, "file bytes that went into packs")   \

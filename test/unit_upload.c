@@ -60,6 +60,7 @@ struct meta {
 	unsigned commits;
 	size_t committed, most_items;
 	silt_ino gone; /* an inode whose commit is -ENOENT */
+	uint64_t buried; /* packs up to this one can't be named any more */
 };
 
 static int fake_put(struct store *s, const char *key, const struct iovec *iov, int niov,
@@ -137,7 +138,7 @@ static void answer(struct meta *m, struct call *c)
 	for (size_t i = 0; i < c->n; i++) {
 		struct meta_commit *item = &c->items[i];
 		assert_true(item->extent.pack && item->extent.len);
-		item->err = item->ino == m->gone ? -ENOENT : 0;
+		item->err = item->ino == m->gone ? -ENOENT : item->extent.pack <= m->buried ? -ESTALE : 0;
 		item->version = item->ino + 1;
 	}
 	m->commits += !c->ids;
@@ -415,6 +416,32 @@ static void test_large_files_upload_in_parallel(void **state)
 	free(data);
 }
 
+/* The pack was deleted before its commit came through: the bytes are stored once more. */
+static void test_commit_that_came_too_late(void **state)
+{
+	struct stage *s = stage_new(0, 2, 0);
+	struct piece p[3];
+	s->meta.buried = 2;
+	for (unsigned i = 0; i < 3; i++)
+		piece_start(s, &p[i], 10 + i, 0, "some bytes", 10);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(piece_wait(&p[i]), 0);
+		assert_true(p[i].w.extent.pack > 2);
+		assert_int_equal(p[i].w.version, 10 + i + 1);
+	}
+	struct piece a;
+	silt_lock_init(&a.lock);
+	silt_cond_init(&a.cond);
+	a.ended = false;
+	a.w = (struct cache_write){ .ino = 20, .off = 5, .data = "a record", .len = 8, .append = true,
+		                    .done = on_done, .arg = &a,
+		                    .extent = { .pack = 1, .pack_off = 48, .stored = 48, .len = 8 } };
+	uploader_write(s->u, &a.w);
+	assert_int_equal(piece_wait(&a), 0);
+	assert_true(a.w.extent.pack > 2);
+	stage_free(s);
+}
+
 static void test_many_small_pieces_fill_packs_and_commits(void **state)
 {
 	enum { N = 9000, LEN = 4000 };
@@ -543,6 +570,7 @@ int main(void)
 		cmocka_unit_test(test_sixteen_writers_share_puts),
 		cmocka_unit_test(test_few_writers),
 		cmocka_unit_test(test_large_files_upload_in_parallel),
+		cmocka_unit_test(test_commit_that_came_too_late),
 		cmocka_unit_test(test_many_small_pieces_fill_packs_and_commits),
 		cmocka_unit_test(test_failed_put_fails_its_pieces),
 		cmocka_unit_test(test_used_pack_ids_are_passed_over),

@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache/worker.h"
 #include "fs/fs.h"
 #include "meta/cleanup.h"
 #include "tools/background.h"
@@ -48,6 +49,7 @@ struct mount {
 	struct silt_metrics metrics;
 	struct volume *volume;
 	struct cache *cache;
+	struct worker *worker; /* NULL: read-only */
 	struct fs *fs;
 };
 
@@ -220,6 +222,23 @@ static int open_cache(struct mount *m, struct silt_err *err)
 	return cache_open(&cc, &m->cache, err);
 }
 
+static int open_worker(struct mount *m, struct silt_err *err)
+{
+	struct worker_config wc = {
+		.store = m->volume->store,
+		.meta = m->volume->meta,
+		.log = m->log,
+		.metrics = &m->metrics,
+		.grace_ms = (uint64_t)(m->options.delete_grace * 1000),
+	};
+	if (m->options.read_only)
+		return 0;
+	if (wc.grace_ms < 10000)
+		wc.interval_ms = (unsigned)wc.grace_ms / 2;
+	int rc = worker_open(&wc, &m->worker);
+	return rc < 0 ? silt_fail(err, rc, "can't start a thread: %s", strerror(-rc)) : 0;
+}
+
 static int open_fs(struct mount *m, struct silt_err *err)
 {
 	const struct mount_options *o = &m->options;
@@ -278,6 +297,8 @@ static int open_parts(struct mount *m, struct silt_err *err)
 	if (rc == 0)
 		rc = open_cache(m, err);
 	if (rc == 0)
+		rc = open_worker(m, err);
+	if (rc == 0)
 		rc = open_fs(m, err);
 	/* What failed because a signal interrupted it would be told as something else. */
 	return rc < 0 && check_stopped(err) < 0 ? -EINTR : rc;
@@ -307,6 +328,7 @@ static int serve(struct mount *m)
 		fs_close(m->fs);
 	if (m->cache)
 		cache_close(m->cache);
+	worker_close(m->worker);
 	volume_close(m->volume);
 	if (!m->reported)
 		report(m, "the mount was ended before it served");

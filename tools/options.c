@@ -62,6 +62,8 @@ const struct option_def option_table[] = {
 	  "operations wait so long for Redis to come back" },
 	{ "heartbeat", OPTION_SECONDS, FIELD(heartbeat), 0.1, 3600, "5", "SECONDS",
 	  "between signs of life; a session ends after five missed ones" },
+	{ "delete-grace", OPTION_SECONDS, FIELD(delete_grace), 1, 365 * DAY, "600", "SECONDS",
+	  "objects that no file uses any more are kept so long" },
 	{ "log", OPTION_PATH, FIELD(log), 0, 0, NULL, "FILE|syslog",
 	  "default siltfs.log in cache-dir if given, else see siltfs(1)" },
 	{ "log-level", OPTION_LEVEL, FIELD(log_level), 0, 0, "info", "error|warning|info|debug",

@@ -28,6 +28,7 @@ struct mount_options {
 	char *credentials, *ca_file, *region;
 	uint64_t redis_wait;
 	double heartbeat;
+	double delete_grace;
 	char *log;
 	enum silt_log_level log_level;
 	char *debug;

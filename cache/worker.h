@@ -1,0 +1,28 @@
+/* Background work of a volume, done by one of its mounts at a time: the objects of packs that nobody uses any
+ * more are deleted (meta.h has the burial, functions_packs.lua the scheme).
+ *
+ * A pack waits `grace` first: who reads by a map that is out of date finds its object for so long, and asks
+ * anew after that.
+ *
+ * Threads: one of its own, which makes calls that block. worker_open() and worker_close() from any other. */
+#pragma once
+#include <stdint.h>
+
+#include "cache/store.h"
+#include "meta/meta.h"
+
+struct worker;
+
+struct worker_config {
+	struct store *store; /* not owned */
+	struct meta *meta;   /* not owned; with a session */
+	struct silt_log *log;
+	struct silt_metrics *metrics; /* may be NULL */
+	uint64_t grace_ms;	      /* from when a pack is first seen to be dead */
+	unsigned interval_ms;	      /* between two looks; 0: 5,000 */
+};
+
+int worker_open(const struct worker_config *cfg, struct worker **out);
+
+/* Ends what is under way after the present call to the store or Redis. NULL is allowed. */
+void worker_close(struct worker *w);
