@@ -40,6 +40,9 @@ bool function_writes(enum meta_function fn)
 	case F_FOLD_LIST:
 	case F_DEAD_PACKS:
 	case F_COUNT_PACKS:
+	case F_LIMITS:
+	case F_INODES:
+	case F_LIVE:
 	case F_GETXATTR:
 	case F_LISTXATTR:
 	case F_LOCK_GET:

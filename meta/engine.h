@@ -30,7 +30,8 @@
 	X(F_GARBAGE_DONE, "garbage_done") X(F_FOLD_LIST, "fold_list") X(F_FOLD, "fold") \
 	X(F_WORKER, "worker") X(F_RESIGN, "resign") X(F_DEAD_PACKS, "dead_packs")                  \
 	X(F_COUNT_PACKS, "count_packs") X(F_BURY, "bury") X(F_EXHUME, "exhume")                    \
-	X(F_FORGET_PACKS, "forget_packs") X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
+	X(F_FORGET_PACKS, "forget_packs") X(F_LIMITS, "limits") X(F_INODES, "inodes") X(F_LIVE, "live") \
+	 X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \
 	X(F_X_AIM, "x_aim") X(F_X_REFUSE, "x_refuse") X(F_X_EXCHANGE, "x_exchange")                \

@@ -14,6 +14,7 @@ silt_functions_begin:
 	.incbin "meta/functions_data.lua"
 	.incbin "meta/functions_lock.lua"
 	.incbin "meta/functions_session.lua"
+	.incbin "meta/functions_scan.lua"
 	.incbin "meta/functions_tx.lua"
 silt_functions_end:
 	.byte 0

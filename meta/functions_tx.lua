@@ -416,7 +416,8 @@ end
 
 register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
   'windows', windows, 'readdir', readdir, 'statfs', statfs, 'session_list', session.list,
-  'garbage_peek', garbage_peek, 'fold_list', fold.list, 'dead_packs', dead.list, 'count_packs', dead.count, 'getxattr', xattr.get, 'listxattr', xattr.list,
+  'garbage_peek', garbage_peek, 'fold_list', fold.list, 'limits', scan.limits, 'inodes', scan.inodes, 'live', scan.live,
+  'dead_packs', dead.list, 'count_packs', dead.count, 'getxattr', xattr.get, 'listxattr', xattr.list,
   'cover', cover })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,

@@ -143,6 +143,19 @@ int options_size(const char *text, uint64_t *out)
 	return 0;
 }
 
+int options_seconds(const char *text, double *out)
+{
+	static const char units[] = "smhd";
+	static const double length[] = { 1, 60, 3600, DAY };
+	const char *end, *unit = units;
+	if (parse_number(text, out, &end) < 0)
+		return -EINVAL;
+	if (*end && (!(unit = strchr(units, *end)) || end[1]))
+		return -EINVAL;
+	*out *= length[unit - units];
+	return 0;
+}
+
 int options_compress(const char *text, int *level)
 {
 	const char *end;

@@ -86,3 +86,5 @@ void options_help(FILE *out);
 /* Values that other commands parse the same way; 0 or -EINVAL. */
 int options_size(const char *text, uint64_t *out);
 int options_compress(const char *text, int *level);
+/* Seconds, or a number with s, m, h or d. */
+int options_seconds(const char *text, double *out);
