@@ -102,15 +102,19 @@ static void getxattr_done(void *arg, const struct meta_reply *reply)
 	request_free(r);
 }
 
-/* What attributes it has, as was heard lately. A relaxed mount's answers from memory are not in the order of the
- * pushes, so an older one may have noted its flags last: what is remembered now counts, too. */
+/* What attributes it has, as was heard lately. A relaxed mount's answers from memory are noted by the thread that
+ * asked, perhaps after a push has said that they are no longer so; then nothing is remembered, or what was
+ * heard since. */
 static bool known_flags(struct fs *fs, silt_ino ino, unsigned *flags)
 {
 	struct silt_inode now;
 	if (!flags_get(&fs->flags, ino, fs->cfg.attr_timeout, flags))
 		return false;
-	if (meta_relaxed(fs->cfg.meta) && meta_remembers(fs->cfg.meta, ino, &now))
-		*flags |= now.attr.flags;
+	if (!meta_relaxed(fs->cfg.meta))
+		return true;
+	if (!meta_remembers(fs->cfg.meta, ino, &now))
+		return false;
+	*flags |= now.attr.flags;
 	return true;
 }
 
