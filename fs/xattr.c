@@ -102,19 +102,19 @@ static void getxattr_done(void *arg, const struct meta_reply *reply)
 	request_free(r);
 }
 
-/* What attributes it has, as was heard lately. A relaxed mount's answers from memory are noted by the thread that
- * asked, perhaps after a push has said that they are no longer so; then nothing is remembered, or what was
+/* What attributes it has, as was heard lately, and no longer ago than the kernel may keep the inode's attributes:
+ * a moment, or longer if Redis will say when they change. A relaxed mount's answers from memory are noted by
+ * the thread that asked, perhaps after a push has said that they are no longer so; what is remembered then was
  * heard since. */
 static bool known_flags(struct fs *fs, silt_ino ino, unsigned *flags)
 {
 	struct silt_inode now;
-	if (!flags_get(&fs->flags, ino, fs->cfg.attr_timeout, flags))
+	double keep = fs->cfg.attr_timeout;
+	bool told = meta_is_told(fs->cfg.meta, ino), remembered = meta_remembers(fs->cfg.meta, ino, &now);
+	if (!flags_get(&fs->flags, ino, told && remembered ? keep : coherence_untold(fs, keep), flags))
 		return false;
-	if (!meta_relaxed(fs->cfg.meta))
-		return true;
-	if (!meta_remembers(fs->cfg.meta, ino, &now))
-		return false;
-	*flags |= now.attr.flags;
+	if (remembered)
+		*flags |= now.attr.flags;
 	return true;
 }
 

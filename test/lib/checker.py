@@ -258,10 +258,17 @@ class Checker:
                 wrong = self.bytes_differ("open file", os.pread(h.fd, len(inode.data) + 1, 0),
                                           bytes(inode.data))
             return wrong
+
+        def known():
+            wrong = mismatch()
+            if wrong or inode.kind not in "fdl":
+                return wrong
+            got = self.outcome(lambda: {n: os.getxattr(h.fd, n) for n in self.xattr_names(h.fd, True)})
+            return None if got == inode.xattrs else f"open file: {got}, want {inode.xattrs}"
         if h.mount in self.told_data.get(inode, ()):
             self.agree(h.mount, self.told_data, inode, mismatch)
         if h.mount in self.told.get(inode, ()):
-            self.agree(h.mount, self.told, inode, mismatch)
+            self.agree(h.mount, self.told, inode, known)
 
     # --- playing -------------------------------------------------------------------------------------
     def play(self, op):
