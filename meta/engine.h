@@ -168,6 +168,9 @@ void sequence_forget(struct meta *m, unsigned shard); /* the numbers that are at
 int sequences_init(struct meta *m);
 void sequences_free(struct meta *m);
 
+/* ops.c: meta_getattr(), also for a reply that goes to the kernel, which asks Redis in any case. */
+void ask_inode(struct meta *m, silt_ino ino, bool to_kernel, meta_done done, void *arg);
+
 /* data.c */
 void submit_tmpfile(struct op *op);
 

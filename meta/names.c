@@ -65,10 +65,8 @@ static void finish_with_getattr(struct op *op, silt_ino ino, bool moving, const 
 	s->op = op;
 	s->moving = moving;
 	s->so_far = *so_far;
-	if (op->to_kernel)
-		meta_getattr_for_kernel(op->m, ino, got_second, s);
-	else
-		meta_getattr(op->m, ino, got_second, s);
+	/* Not from memory: what is remembered may be older than the name that was just heard of. */
+	ask_inode(op->m, ino, op->to_kernel, got_second, s);
 }
 
 static void got_moved(void *arg, int err, redisReply *reply)

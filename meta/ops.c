@@ -38,6 +38,11 @@ static void getattr(struct meta *m, silt_ino ino, bool known, bool to_kernel, bo
 	call_send(m, F_GETATTR, r, got_inode, op);
 }
 
+void ask_inode(struct meta *m, silt_ino ino, bool to_kernel, meta_done done, void *arg)
+{
+	getattr(m, ino, false, to_kernel, false, done, arg);
+}
+
 void meta_getattr(struct meta *m, silt_ino ino, meta_done done, void *arg)
 {
 	getattr(m, ino, false, false, false, done, arg);
