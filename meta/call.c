@@ -43,6 +43,7 @@ bool function_writes(enum meta_function fn)
 	case F_LIMITS:
 	case F_INODES:
 	case F_LIVE:
+	case F_GARBAGE:
 	case F_GETXATTR:
 	case F_LISTXATTR:
 	case F_LOCK_GET:

@@ -42,3 +42,56 @@ function scan.live(K, A)
   if b <= last then out[2] = fmt('%.0f', b) end
   return out
 end
+
+-- --- repairs: each only if what is there is still what was seen
+
+-- inode, its record, links, size ("": as they are), retry
+function scan.fix_inode(K, A)
+  local T, q = K[1], tonumber(A[1])
+  local key, field = inode_key(T, q)
+  if call('HGET', key, field) ~= A[2] then return EAGAIN end
+  local r = parse(A[2])
+  if not r then return EIO end
+  if A[3] ~= '' then r.nlink = tonumber(A[3]) end
+  if A[4] ~= '' then r.size = tonumber(A[4]) end
+  put(T, q, r)
+  return { 0 }
+end
+
+-- inode, its record, retry: it goes, with what may belong to it; bytes are left to gc
+function scan.drop_inode(K, A)
+  local T, q = K[1], tonumber(A[1])
+  local key, field = inode_key(T, q)
+  if call('HGET', key, field) ~= A[2] then return EAGAIN end
+  call('HDEL', key, field)
+  call('UNLINK', T .. 'u' .. hex(q), T .. 'y' .. hex(q))
+  return { 0 }
+end
+
+-- inodes and bytes as counted, as they are, retry
+function scan.fix_usage(K, A)
+  local c = call('HMGET', K[1] .. 'c', 'i', 'b')
+  if (c[1] or '0') ~= A[1] or (c[2] or '0') ~= A[2] then return EAGAIN end
+  call('HSET', K[1] .. 'c', 'i', A[3], 'b', A[4])
+  return { 0 }
+end
+
+-- pack, live bytes as counted ("": no counter), as they are, retry
+function scan.fix_live(K, A)
+  local T, pack = K[1], tonumber(A[1])
+  local key, field = T .. 'l' .. hex(floor(pack / 64)), pack % 64
+  if (call('HGET', key, field) or '') ~= A[2] then return EAGAIN end
+  if A[3] == '0' then
+    call('HDEL', key, field)
+    call('SADD', T .. 'z', A[1])
+  else
+    call('HSET', key, field, A[3])
+  end
+  return { 0 }
+end
+
+-- from which item on, how many: extents of the garbage list that are counted still: "B" items, names of "X"
+function scan.garbage(K, A)
+  local from = tonumber(A[1])
+  return { 0, unpack(call('LRANGE', K[1] .. 'g', from, from + tonumber(A[2]) - 1)) }
+end

@@ -2,6 +2,7 @@
 #include "meta/scan.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -169,5 +170,157 @@ int meta_scan_extents(struct meta *m, const struct silt_inode *inode, meta_scan_
 		from = w.reply.next;
 		meta_wait_free(&w);
 	} while (from && !rc);
+	return rc;
+}
+
+/* --- garbage --- */
+
+static int scan_item(struct meta *m, unsigned shard, const redisReply *item, meta_scan_extent_fn each, void *arg)
+{
+	if (item->len && item->str[0] == 'B') {
+		const uint8_t *p = (const uint8_t *)item->str + 1;
+		for (size_t left = item->len - 1; left;) {
+			struct silt_extent e;
+			int used = extent_decode(p, left, &e);
+			if (used < 0)
+				return -EBADMSG;
+			int rc = each(arg, &e);
+			if (rc)
+				return rc;
+			p += used;
+			left -= (size_t)used;
+		}
+		return 0;
+	}
+	/* A whole file's windows, in a hash of their own. */
+	char key[64];
+	snprintf(key, sizeof(key), "{%u}x%.*s", shard, (int)(item->len ? item->len - 1 : 0), item->str + 1);
+	struct conn_request *r = conn_begin(2, F_COMMAND, 64);
+	redisReply *reply = NULL;
+	conn_arg_str(&r, "HVALS");
+	conn_arg_str(&r, key);
+	int rc = call_wait(m, F_COMMAND, r, &reply);
+	if (!rc && reply->type != REDIS_REPLY_ARRAY)
+		rc = -EIO;
+	for (size_t i = 0; !rc && i < reply->elements; i++) {
+		const redisReply *log = reply_at(reply, i);
+		for (size_t at = 0; log && at < log->len && !rc;) {
+			struct silt_extent e;
+			int used = extent_decode(log->str + at, log->len - at, &e);
+			rc = used < 0 ? -EBADMSG : each(arg, &e);
+			at += used > 0 ? (size_t)used : 0;
+		}
+	}
+	if (reply)
+		freeReplyObject(reply);
+	return rc;
+}
+
+int meta_scan_garbage(struct meta *m, unsigned shard, meta_scan_extent_fn each, void *arg)
+{
+	uint64_t from = 0;
+	size_t n = 1;
+	int rc = 0;
+	while (n && !rc) {
+		redisReply *reply = NULL;
+		struct conn_request *r = call_begin(m, shard, F_GARBAGE, 2, 0);
+		conn_arg_u64(&r, from);
+		conn_arg_u64(&r, 100);
+		rc = call_checked(m, F_GARBAGE, r, &reply, NULL);
+		n = rc ? 0 : reply->elements - 1;
+		for (size_t i = 0; i < n && !rc; i++)
+			rc = reply_at(reply, i + 1) ? scan_item(m, shard, reply_at(reply, i + 1), each, arg) : -EIO;
+		from += n;
+		if (reply)
+			freeReplyObject(reply);
+	}
+	return rc;
+}
+
+/* --- repairs --- */
+
+static int send_fix(struct meta *m, enum meta_function fn, struct conn_request *r)
+{
+	redisReply *reply = NULL;
+	int rc = call_checked(m, fn, r, &reply, NULL);
+	if (reply)
+		freeReplyObject(reply);
+	return rc;
+}
+
+static void arg_or_none(struct conn_request **r, uint64_t v)
+{
+	if (v == UINT64_MAX)
+		conn_arg(r, "", 0);
+	else
+		conn_arg_u64(r, v);
+}
+
+int meta_fix_inode(struct meta *m, silt_ino ino, const void *record, size_t len, uint64_t nlink, uint64_t size)
+{
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_FIX_INODE, 4, len + 64);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg(&r, record, len);
+	arg_or_none(&r, nlink);
+	arg_or_none(&r, size);
+	return send_fix(m, F_FIX_INODE, r);
+}
+
+int meta_drop_inode(struct meta *m, silt_ino ino, const void *record, size_t len)
+{
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_DROP_INODE, 2, len + 32);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	conn_arg(&r, record, len);
+	return send_fix(m, F_DROP_INODE, r);
+}
+
+static void arg_i64(struct conn_request **r, int64_t v)
+{
+	char text[24];
+	snprintf(text, sizeof(text), "%lld", (long long)v);
+	conn_arg_str(r, text);
+}
+
+int meta_fix_usage(struct meta *m, unsigned shard, const struct meta_limits *seen, int64_t inodes, int64_t bytes)
+{
+	struct conn_request *r = call_begin(m, shard, F_FIX_USAGE, 4, 64);
+	arg_i64(&r, seen->inodes);
+	arg_i64(&r, seen->bytes);
+	arg_i64(&r, inodes);
+	arg_i64(&r, bytes);
+	return send_fix(m, F_FIX_USAGE, r);
+}
+
+int meta_fix_live(struct meta *m, unsigned shard, uint64_t pack, int64_t seen, uint64_t live)
+{
+	struct conn_request *r = call_begin(m, shard, F_FIX_LIVE, 3, 64);
+	conn_arg_u64(&r, pack);
+	if (seen == INT64_MAX)
+		conn_arg(&r, "", 0);
+	else
+		arg_i64(&r, seen);
+	conn_arg_u64(&r, live);
+	return send_fix(m, F_FIX_LIVE, r);
+}
+
+int meta_get_record(struct meta *m, silt_ino ino, void **record, size_t *len)
+{
+	redisReply *reply = NULL;
+	struct conn_request *r = call_begin(m, silt_ino_shard(ino), F_GETATTR, 1, 0);
+	conn_arg_u64(&r, silt_ino_seq(ino));
+	int rc = call_checked(m, F_GETATTR, r, &reply, NULL);
+	const redisReply *s = rc ? NULL : reply_at(reply, 1);
+	if (!rc && !s)
+		rc = -EIO;
+	if (s) {
+		*record = malloc(s->len + 1);
+		*len = s->len;
+		if (*record)
+			memcpy(*record, s->str, s->len);
+		else
+			rc = -ENOMEM;
+	}
+	if (reply)
+		freeReplyObject(reply);
 	return rc;
 }

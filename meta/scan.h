@@ -34,3 +34,20 @@ int meta_scan_extents(struct meta *m, const struct silt_inode *inode, meta_scan_
  * told as -1. `last_pack` of shard 0's limits. */
 typedef int (*meta_scan_live_fn)(void *arg, uint64_t pack, int64_t live);
 int meta_scan_live(struct meta *m, unsigned shard, uint64_t last_pack, meta_scan_live_fn each, void *arg);
+
+/* The logs that were freed and are counted as live bytes still: the list of a shard's garbage. `extents` as in
+ * meta_scan_extents(); -EBADMSG: a log is damaged. */
+int meta_scan_garbage(struct meta *m, unsigned shard, meta_scan_extent_fn each, void *arg);
+
+/* --- Repairs. Each changes something only if it is still what was seen, else -EAGAIN. */
+
+/* New counts for an inode whose record decodes; UINT64_MAX: as it is. */
+int meta_fix_inode(struct meta *m, silt_ino ino, const void *record, size_t len, uint64_t nlink, uint64_t size);
+/* Removes an inode whose record is `record`. Names that lead to it are the caller's. */
+int meta_drop_inode(struct meta *m, silt_ino ino, const void *record, size_t len);
+int meta_fix_usage(struct meta *m, unsigned shard, const struct meta_limits *seen, int64_t inodes, int64_t bytes);
+/* `seen` as meta_scan_live() gave it; INT64_MAX: no counter; not for META_PACK_BURIED or -1. */
+int meta_fix_live(struct meta *m, unsigned shard, uint64_t pack, int64_t seen, uint64_t live);
+
+/* An inode's record as it is (malloced); -ENOENT. */
+int meta_get_record(struct meta *m, silt_ino ino, void **record, size_t *len);

@@ -18,6 +18,7 @@ int cmd_umount(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_warmup(int argc, char **argv);
+int cmd_fsck(int argc, char **argv);
 int cmd_gc(int argc, char **argv);
 int cmd_debug(int argc, char **argv);
 

@@ -15,6 +15,7 @@ static const struct cli_command commands[] = {
 	  cmd_status },
 	{ "info", "PATH...", "show where the bytes of files are", cmd_info },
 	{ "warmup", "PATH...", "bring files to this node's SSD", cmd_warmup },
+	{ "fsck", "ADDRESS", "check a volume, and repair it", cmd_fsck },
 	{ "gc", "ADDRESS", "delete objects that no file uses", cmd_gc },
 	{ "debug", "WHAT ...", "show inodes, directories, packs and slots as they are", cmd_debug },
 };
