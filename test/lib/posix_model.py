@@ -234,7 +234,12 @@ class Model:
         self.take(directory, name)
 
     def rename(self, who, old, new, flags):
-        from_dir, from_name, inode = self.walk(who, old)
+        try:
+            from_dir, from_name, inode = self.walk(who, old)
+        except OSError as e:    # the new name's directory is looked for before the old name in its own
+            if e.errno == errno.ENAMETOOLONG:
+                self.walk(who, new)
+            raise
         try:
             to_dir, to_name, over = self.walk(who, new)
         except OSError as e:    # the directories are looked for before the names in them
