@@ -13,9 +13,12 @@
 #include <time.h>
 
 #include "cache/check_impl.h"
+#include "meta/lock.h"
 #include "meta/record.h"
 
-#define MANY 255u /* a count that may be more */
+#define MANY	     255u /* a count that may be more */
+#define KIND_DAMAGED 255u /* there is a record, which does not decode */
+#define HOLD_NS	     ((uint64_t)5 * 1000000000u)
 
 void check_found(struct check *c, int rc, const char *fmt, ...)
 {
@@ -49,6 +52,15 @@ void check_free(struct check_result *r)
 		free(r->v[i].text);
 	free(r->v);
 	*r = (struct check_result){ 0 };
+}
+
+int check_hold(struct check *c)
+{
+	uint64_t now = silt_now_ns();
+	if (!c->cfg->hold || now - c->held_ns < HOLD_NS)
+		return 0;
+	c->held_ns = now;
+	return c->cfg->hold(c->cfg->arg);
 }
 
 static void count_up(uint8_t *n)
@@ -92,6 +104,14 @@ static int check_target(struct check *c, silt_ino ino)
 	return rc == -EIO || rc == -ENOENT ? 0 : rc;
 }
 
+/* A file whose record can't be read is removed when a repair is asked for. What may be a directory is not: all below
+ * it would lose its name; nor what a later siltfs may have written. */
+static bool may_drop(silt_ino ino, const void *record, size_t len)
+{
+	const uint8_t *r = record;
+	return ino != SILT_ROOT_INO && (len < 1 || r[0] >> 4 == 1) && !(len >= 3 && r[2] >> 4 == S_IFDIR >> 12);
+}
+
 static int on_inode(void *arg, silt_ino ino, const void *record, size_t len)
 {
 	struct check *c = arg;
@@ -99,9 +119,16 @@ static int on_inode(void *arg, silt_ino ino, const void *record, size_t len)
 	struct silt_inode inode;
 	const char *target = NULL;
 	size_t target_len = 0;
-	s = s ? s : &c->s[silt_ino_shard(ino)];
-	if (silt_ino_seq(ino) >= s->n || record_decode(ino, record, len, &inode, &target, &target_len)) {
-		int rc = c->cfg->repair ? meta_drop_inode(c->cfg->meta, ino, record, len) : 1;
+	int held = check_hold(c);
+	if (held)
+		return held;
+	if (!s || record_decode(ino, record, len, &inode, &target, &target_len)) {
+		c->incomplete = true;
+		if (s)
+			s->kind[silt_ino_seq(ino)] = KIND_DAMAGED;
+		int rc = c->cfg->repair && may_drop(ino, record, len) ? meta_drop_inode(c->cfg->meta, ino, record, len) : 1;
+		if (s && !rc)
+			s->kind[silt_ino_seq(ino)] = 0;
 		check_found(c, rc, "inode %" PRIu64 ": its record is damaged%s", ino, rc ? "" : " and was removed");
 		return 0;
 	}
@@ -131,7 +158,7 @@ static int make_arrays(struct check *c, unsigned shard)
 	int rc = meta_limits(c->cfg->meta, shard, &s->limits);
 	if (rc)
 		return rc;
-	s->n = (s->limits.last_inode / 64 + 1) * 64;
+	s->n = ((s->limits.last_inode + META_SCAN_BEYOND) / 64 + 1) * 64;
 	s->kind = calloc(s->n, 1);
 	s->links = calloc(s->n, 1);
 	s->names = calloc(s->n, 1);
@@ -146,14 +173,17 @@ struct dir_pass {
 	uint64_t names, dirs, unknown; /* unknown: entries that come or go, or don't decode */
 };
 
-static int remove_name(struct check *c, silt_ino dir, const char *name, size_t len)
+static int remove_name(struct check *c, silt_ino dir, const char *name, size_t len, bool is_dir)
 {
 	struct timespec ts;
 	struct meta_wait w;
 	clock_gettime(CLOCK_REALTIME, &ts);
 	meta_wait_init(&w);
-	meta_unlink(c->cfg->meta, dir, name, len, false, (struct silt_time){ ts.tv_sec, (uint32_t)ts.tv_nsec },
-	            meta_wait_done, &w);
+	struct silt_time now = { ts.tv_sec, (uint32_t)ts.tv_nsec };
+	if (is_dir)
+		meta_rmdir(c->cfg->meta, dir, name, len, now, meta_wait_done, &w);
+	else
+		meta_unlink(c->cfg->meta, dir, name, len, false, now, meta_wait_done, &w);
 	int rc = meta_wait(&w);
 	meta_wait_free(&w);
 	return rc;
@@ -195,7 +225,7 @@ static int on_entry(void *arg, const char *name, size_t len, const void *entry, 
 	c->out->names++;
 	shown(name, len, text);
 	if (record_entry_decode(silt_ino_shard(p->d->ino), entry, entry_len, &type, &ino, &moving)) {
-		int rc = c->cfg->repair ? remove_name(c, p->d->ino, name, len) : 1;
+		int rc = c->cfg->repair ? remove_name(c, p->d->ino, name, len, false) : 1;
 		check_found(c, rc, "\"%s\" in directory %" PRIu64 " is damaged%s", text, p->d->ino,
 		            rc ? "" : " and was removed");
 		p->unknown++;
@@ -204,11 +234,26 @@ static int on_entry(void *arg, const char *name, size_t len, const void *entry, 
 	struct check_shard *s = shard_of(c, ino);
 	uint8_t kind = s ? s->kind[silt_ino_seq(ino)] : 0;
 	p->unknown += moving;
+	if (kind == KIND_DAMAGED) { /* that was told */
+		p->unknown++;
+		return 0;
+	}
 	if (!kind) {
-		int rc = c->cfg->repair && !moving ? remove_name(c, p->d->ino, name, len) : 1;
+		void *record = NULL;
+		size_t record_len;
+		p->unknown++;
+		int there = meta_get_record(c->cfg->meta, ino, &record, &record_len);
+		free(record);
+		if (there != -ENOENT) { /* made since, or its number is one that was never given out */
+			c->incomplete = true;
+			if (there == 0 && !s)
+				check_found(c, 1, "inode %" PRIu64 ": shard %u says that it has given out numbers up to %" PRIu64,
+				            ino, silt_ino_shard(ino), c->s[silt_ino_shard(ino) % c->shards].limits.last_inode);
+			return there == 0 ? 0 : there;
+		}
+		int rc = c->cfg->repair && !moving ? remove_name(c, p->d->ino, name, len, S_ISDIR(type)) : 1;
 		check_found(c, rc, "\"%s\" in directory %" PRIu64 " leads to inode %" PRIu64 ", which is not there%s", text,
 		            p->d->ino, ino, rc ? "" : "; the name was removed");
-		p->unknown++;
 		return 0;
 	}
 	p->names++;
@@ -239,9 +284,17 @@ static int fix_counts(struct check *c, silt_ino ino, uint64_t nlink, uint64_t si
 static int check_dir(struct check *c, struct check_dir *d)
 {
 	struct dir_pass p = { .c = c, .d = d };
-	int rc = meta_scan_entries(c->cfg->meta, d->ino, on_entry, &p);
+	int rc = check_hold(c);
+	if (rc)
+		return rc;
+	rc = meta_scan_entries(c->cfg->meta, d->ino, on_entry, &p);
 	if (rc == -ENOENT || d->nlink == 0)
 		return 0; /* removed */
+	if (rc == -EIO) {
+		c->incomplete = true;
+		check_found(c, 1, "directory %" PRIu64 ": its names can't be listed", d->ino);
+		return 0;
+	}
 	if (rc)
 		return rc;
 	if (p.unknown || (p.names == d->size && p.dirs + 2 == d->nlink))
@@ -333,7 +386,7 @@ static int run(struct check *c)
 		rc = check_dir(c, &c->dirs[i]);
 	for (unsigned i = 0; i < c->shards && !rc; i++)
 		for (uint64_t q = 0; q < c->s[i].n; q++)
-			if (c->s[i].kind[q])
+			if (c->s[i].kind[q] && c->s[i].kind[q] != KIND_DAMAGED && !c->incomplete)
 				compare(c, silt_ino_make(i, q), &c->s[i]);
 	/* What was repaired changed them; the next pass looks. */
 	bool repaired = false;

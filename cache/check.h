@@ -23,6 +23,9 @@ struct check_config {
 	struct meta *meta;
 	bool data;   /* read all objects */
 	bool repair; /* correct what can be */
+	/* Called every few seconds; not 0: the check ends with that. NULL: nobody. */
+	int (*hold)(void *arg);
+	void *arg;
 };
 
 struct check_finding {

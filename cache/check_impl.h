@@ -39,7 +39,13 @@ struct check {
 	size_t ndirs, dirs_cap;
 	struct check_pack *packs; /* by id */
 	size_t npacks, packs_cap;
+	/* Not all that files use is known: something does not decode. Sums are too low, so no counter is corrected. */
+	bool incomplete;
+	uint64_t held_ns; /* when cfg->hold was called last */
 };
+
+/* Says now and then that the check goes on. */
+int check_hold(struct check *c);
 
 /* Notes what was found; `rc` is the result of repairing it: 0, or what stopped that; 1: not tried. */
 void check_found(struct check *c, int rc, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

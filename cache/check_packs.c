@@ -55,6 +55,11 @@ int check_data(struct check *c)
 		return silt_fail(c->err, -ENOMEM, "out of memory");
 	uint64_t volume = meta_volume(c->cfg->meta)->id;
 	for (size_t i = 0; i < c->npacks; i++) {
+		int rc = check_hold(c);
+		if (rc) {
+			free(buf);
+			return rc;
+		}
 		char key[PACK_KEY_MAX], why[160] = "its object is too long";
 		struct silt_err err = { 0 };
 		pack_key(c->packs[i].pack, key);
@@ -154,8 +159,9 @@ int check_extents(struct check *c, const struct silt_inode *inode)
 	silt_ino ino = inode->attr.ino;
 	struct file_pass p = { .c = c, .s = &c->s[silt_ino_shard(ino)], .ino = ino };
 	int rc = meta_scan_extents(c->cfg->meta, inode, on_extent, &p);
-	if (rc != -EBADMSG)
+	if (rc != -EBADMSG && rc != -EIO) /* -EIO: Redis can't make sense of it, or is away; then the next call says so */
 		return rc;
+	c->incomplete = true;
 	check_found(c, 1, "inode %" PRIu64 ": its extents are damaged", ino);
 	return 0;
 }
@@ -184,8 +190,15 @@ static int on_counter(void *arg, uint64_t pack, int64_t live)
 	}
 	if (live >= 0 && (uint64_t)live == bytes)
 		return 0;
-	int rc = c->cfg->repair && live != -1 ? meta_fix_live(c->cfg->meta, p->shard, pack, live, bytes) : 1;
-	check_found(c, rc, "shard %u: pack %016" PRIx64 " has %" PRId64 " live bytes by its counter, %" PRIu64 " by the files",
+	if (c->incomplete && (live == META_PACK_RUBBISH || (uint64_t)live > bytes) && live >= 0)
+		return 0; /* it may be right */
+	int rc = c->cfg->repair && !c->incomplete && live != META_PACK_RUBBISH
+	                 ? meta_fix_live(c->cfg->meta, p->shard, pack, live, bytes)
+	                 : 1;
+	if (live == META_PACK_RUBBISH)
+		check_found(c, rc, "shard %u: the counter of live bytes of pack %016" PRIx64 " is no number", p->shard, pack);
+	else
+		check_found(c, rc, "shard %u: pack %016" PRIx64 " has %" PRId64 " live bytes by its counter, %" PRIu64 " by the files",
 	            p->shard, pack, live, bytes);
 	return 0;
 }
@@ -197,7 +210,7 @@ static int check_usage(struct check *c, unsigned shard)
 	int rc = meta_limits(c->cfg->meta, shard, &now);
 	if (rc || (now.inodes == s->inodes && now.bytes == s->bytes))
 		return rc;
-	rc = c->cfg->repair ? meta_fix_usage(c->cfg->meta, shard, &now, s->inodes, s->bytes) : 1;
+	rc = c->cfg->repair && !c->incomplete ? meta_fix_usage(c->cfg->meta, shard, &now, s->inodes, s->bytes) : 1;
 	check_found(c, rc,
 	            "shard %u: counts %" PRId64 " inodes and %" PRId64 " bytes, there are %" PRId64 " and %" PRId64,
 	            shard, now.inodes, now.bytes, s->inodes, s->bytes);
@@ -214,6 +227,7 @@ int check_counters(struct check *c)
 		rc = meta_scan_garbage(c->cfg->meta, i, add_live, &g);
 		if (rc == -EBADMSG) {
 			check_found(c, 1, "shard %u: freed extents that are to be worked off are damaged", i);
+			c->incomplete = true;
 			rc = 0;
 		}
 		if (!rc)
@@ -222,7 +236,7 @@ int check_counters(struct check *c)
 			struct check_sum *sum = &s->sums[k];
 			if (!sum->pack || sum->seen || !sum->bytes)
 				continue;
-			int fixed = c->cfg->repair
+			int fixed = c->cfg->repair && !c->incomplete
 			                    ? meta_fix_live(c->cfg->meta, i, sum->pack, INT64_MAX, sum->bytes)
 			                    : 1;
 			check_found(c, fixed,

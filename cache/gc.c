@@ -115,6 +115,8 @@ static int on_inode(void *arg, silt_ino ino, const void *record, size_t len)
 		return -EBADMSG;
 	}
 	int rc = S_ISREG(inode.attr.mode) ? meta_scan_extents(g->cfg->meta, &inode, mark, g) : 0;
+	if (rc == -EIO) /* Redis can't make sense of it */
+		rc = -EBADMSG;
 	if (rc == -EBADMSG)
 		g->damaged = ino;
 	return rc;
@@ -130,7 +132,7 @@ static int mark_all(struct gc *g)
 		return silt_fail(g->err, rc,
 		                 "the metadata of inode %" PRIu64
 		                 " is damaged, so it is not known which objects it needs; nothing was "
-		                 "deleted. siltfs fsck --repair can repair it",
+		                 "deleted. siltfs fsck tells more; remove the file, or let fsck --repair do it",
 		                 g->damaged);
 	return rc ? silt_fail(g->err, rc, "reading the metadata: %s", strerror(-rc)) : 0;
 }
@@ -139,7 +141,7 @@ static int mark_all(struct gc *g)
 
 static int delete_packs(struct gc *g, const struct object *const *v, size_t n)
 {
-	uint64_t packs[BATCH];
+	uint64_t packs[BATCH], sizes[BATCH];
 	bool dead[BATCH];
 	char text[BATCH][PACK_KEY_MAX];
 	const char *keys[BATCH];
@@ -166,16 +168,18 @@ static int delete_packs(struct gc *g, const struct object *const *v, size_t n)
 		add(dead[i] ? &g->out->deleted : &g->out->counted, v[i]->size);
 		if (!dead[i])
 			continue;
-		if (g->cfg->on_pack)
-			g->cfg->on_pack(g->cfg->arg, v[i]->pack, v[i]->size);
+		sizes[k] = v[i]->size;
 		packs[k] = v[i]->pack;
 		pack_key(v[i]->pack, text[k]);
 		keys[k] = text[k];
 		k++;
 	}
-	if (g->cfg->dry_run || !k)
+	if (!g->cfg->dry_run && k)
+		rc = store_delete_many(g->cfg->store, keys, k, g->err);
+	for (size_t i = 0; i < k && !rc && g->cfg->on_pack; i++)
+		g->cfg->on_pack(g->cfg->arg, packs[i], sizes[i]);
+	if (g->cfg->dry_run)
 		return 0;
-	rc = store_delete_many(g->cfg->store, keys, k, g->err);
 	for (unsigned s = 0; s < shards && !rc; s++) {
 		rc = meta_packs_forget(g->cfg->meta, s, packs, k);
 		if (rc)

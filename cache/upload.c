@@ -190,7 +190,8 @@ static void on_commit(void *arg, const struct meta_reply *r)
 		w = next;
 	}
 	free(c);
-	count_ended(u, &ended);
+	if (ended.n[0] || ended.n[1]) /* else those that were queued anew may have ended, and u with them */
+		count_ended(u, &ended);
 }
 
 /* Starts the commit of the first `n` pieces of a list. `again`: they may have been committed. */

@@ -28,7 +28,9 @@ struct worker {
 	struct worker_config cfg;
 	struct dead_pack *waiting; /* by pack; the thread's */
 	size_t n, cap;
+	unsigned first; /* shard */
 	bool elected;
+	bool refused; /* the store would not delete; said once */
 	pthread_t thread;
 	struct silt_lock lock; /* guards stop */
 	struct silt_cond wake;
@@ -92,9 +94,11 @@ static int take_lists(struct worker *w)
 	int rc = 0;
 	w->waiting = NULL;
 	w->n = w->cap = 0;
+	/* Another one first each time: there may be more than are remembered. */
 	unsigned shards = meta_volume(w->cfg.meta)->shards;
-	for (unsigned s = 0; s < shards && !rc; s++)
-		rc = take_list(w, s, old, nold);
+	w->first = (w->first + 1) % shards;
+	for (unsigned i = 0; i < shards && !rc; i++)
+		rc = take_list(w, (w->first + i) % shards, old, nold);
 	if (rc) { /* the times are kept for the next look */
 		free(w->waiting);
 		w->waiting = old;
@@ -125,12 +129,19 @@ static int delete_objects(struct worker *w, const uint64_t *packs, size_t n)
 	}
 	if (!rc)
 		rc = store_delete_many(w->cfg.store, keys, n, &err);
-	if (rc)
+	if (rc && !w->refused)
 		silt_warn(w->cfg.log, "deleting %zu packs that nobody uses any more: %s; trying again later", n,
 		          err.text[0] ? err.text : strerror(-rc));
+	w->refused = rc != 0;
 	free(text);
 	free(keys);
 	return rc;
+}
+
+static void put_off(struct dead_pack *d)
+{
+	d->wait = d->wait < USED_WAIT_NS / 2 ? d->wait * 2 : USED_WAIT_NS;
+	d->due = silt_now_ns() + d->wait;
 }
 
 /* Buries and deletes what is dead of v[0..n). */
@@ -145,16 +156,18 @@ static int bury(struct worker *w, struct dead_pack **v, size_t n)
 	if (rc)
 		return rc;
 	for (size_t i = 0; i < n; i++) {
-		if (dead[i]) {
+		if (dead[i])
 			packs[k++] = v[i]->pack;
-			continue;
-		}
-		v[i]->wait = v[i]->wait < USED_WAIT_NS / 2 ? v[i]->wait * 2 : USED_WAIT_NS;
-		v[i]->due = silt_now_ns() + v[i]->wait;
+		else
+			put_off(v[i]);
 	}
 	if (!k)
 		return 0;
-	rc = delete_objects(w, packs, k);
+	if (delete_objects(w, packs, k)) { /* others may go better */
+		for (size_t i = 0; i < n; i++)
+			put_off(v[i]);
+		return 0;
+	}
 	for (unsigned s = 0; s < meta_volume(w->cfg.meta)->shards && !rc; s++)
 		rc = meta_packs_forget(w->cfg.meta, s, packs, k);
 	if (!rc) {
@@ -192,8 +205,8 @@ static void look(struct worker *w)
 		rc = take_lists(w);
 		if (!rc)
 			rc = bury_due(w);
-	} else {
-		w->n = 0;
+	} else if (rc == 0) {
+		w->n = 0; /* another one looks after them */
 	}
 	if (rc < 0)
 		silt_debugf(w->cfg.log, "cache.worker", "background work: %s", strerror(-rc));

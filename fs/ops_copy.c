@@ -14,7 +14,8 @@
 
 #include "fs/fs_impl.h"
 
-#define COPY_MAX ((uint64_t)1 << 30) /* bytes a call */
+#define COPY_MAX   ((uint64_t)1 << 30) /* bytes a call */
+#define COPY_TRIES 3u
 
 static void copy_fail(struct request *r, int err)
 {
@@ -38,14 +39,15 @@ static void clone_done(void *arg, const struct meta_reply *reply)
 	struct node *n = r->node;
 	if (reply->err) {
 		node_unhold(r->fs, n);
-		if (reply->err == -ESTALE) { /* of a pack: the source was changed, and that deleted meanwhile */
+		/* Of a pack: the source was changed, and that deleted meanwhile. */
+		if (reply->err == -ESTALE && r->tries++ < COPY_TRIES) {
 			silt_lock(&r->node2->lock);
 			file_map_forget(&r->node2->map);
 			silt_unlock(&r->node2->lock);
 			source_flushed(r, 0);
 			return;
 		}
-		copy_fail(r, reply->err);
+		copy_fail(r, reply->err == -ESTALE ? -EIO : reply->err);
 		return;
 	}
 	struct silt_inode inode = reply->inode;

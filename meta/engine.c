@@ -151,6 +151,8 @@ static int open_session(struct meta *m, struct silt_err *err)
 		freeReplyObject(reply);
 	if (!before)
 		snprintf(m->session_text, sizeof(m->session_text), "%llu", (unsigned long long)m->session);
+	if (rc == -EBUSY)
+		return silt_fail(err, rc, "the volume is being repaired by siltfs fsck; try again when that has ended");
 	if (rc || !m->session)
 		return silt_fail(err, rc ? rc : -EIO, "cannot register a session with redis: %s", strerror(-rc));
 	return 0;

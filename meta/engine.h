@@ -32,7 +32,7 @@
 	X(F_COUNT_PACKS, "count_packs") X(F_BURY, "bury") X(F_EXHUME, "exhume")                    \
 	X(F_FORGET_PACKS, "forget_packs") X(F_LIMITS, "limits") X(F_INODES, "inodes") X(F_LIVE, "live") \
 	X(F_GARBAGE, "garbage") X(F_FIX_INODE, "fix_inode") X(F_DROP_INODE, "drop_inode")          \
-	X(F_FIX_USAGE, "fix_usage") X(F_FIX_LIVE, "fix_live")                                      \
+	X(F_FIX_USAGE, "fix_usage") X(F_FIX_LIVE, "fix_live") X(F_EXCLUDE, "exclude")                                     \
 	 X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
 	X(F_X_END, "x_end") X(F_X_ADD_ENTRY, "x_add_entry") X(F_X_DROP, "x_drop")                  \
 	X(F_X_FORGET, "x_forget") X(F_X_CLEAR, "x_clear") X(F_X_TAKE, "take")                    \

@@ -5,10 +5,10 @@
 silt_functions_begin:
 	.incbin "meta/functions.lua"
 	.incbin "meta/functions_sent.lua"
+	.incbin "meta/functions_fold.lua"
 	.incbin "meta/functions_deleted.lua"
 	.incbin "meta/functions_truncate.lua"
 	.incbin "meta/functions_xattr.lua"
-	.incbin "meta/functions_fold.lua"
 	.incbin "meta/functions_packs.lua"
 	.incbin "meta/functions_ops.lua"
 	.incbin "meta/functions_data.lua"

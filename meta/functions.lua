@@ -21,6 +21,7 @@
 --   Tq               set     "q:window": logs that have grown (functions_fold.lua)
 --   Tz               set     packs whose live bytes came to 0 here (functions_packs.lua)
 --   {0}w             string  session of the worker
+--   {0}R             string  who repairs the volume: no sessions are opened meanwhile
 --   To TD TV                 deleted files that may be open (functions_deleted.lua)
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)
 --   Te               hash    q -> lease of directory q (see there)
@@ -512,7 +513,8 @@ local function live(T, pack, delta)
   if pack == 0 or delta == 0 then return end
   local key, field = T .. 'l' .. hex(floor(pack / 64)), pack % 64
   local left = redis.pcall('HINCRBY', key, field, fmt('%.0f', delta)) -- no number: damaged, so never 0
-  if type(left) == 'number' and left <= 0 and delta < 0 then
+  -- A negative one is wrong, and stays for fsck to see: the pack is not taken for dead.
+  if left == 0 and delta < 0 then
     call('HDEL', key, field)
     call('SADD', T .. 'z', fmt('%.0f', pack))
   end

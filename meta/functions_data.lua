@@ -207,7 +207,7 @@ local function appended(T, q, pack, pack_off)
     while p <= #log do
       local off, _, ep, eo, _, _, next_p, skip = extent_at(log, p)
       if not off then return nil end
-      if ep == pack and eo == pack_off and skip == 0 then return off end
+      if ep == pack and eo == pack_off then return off - skip end -- its beginning may be folded away
       p = next_p
     end
   end

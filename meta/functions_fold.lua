@@ -41,7 +41,11 @@ function fold.apply(K, A)
   if seen == 0 or not q then return { 0 } end
   local key = T .. 'x' .. q
   local log = call('HGET', key, win)
-  if not log or #log < seen or sha1hex(sub(log, 1, seen)) ~= A[3] then return { 0 } end
+  if not log then return { 0 } end
+  -- What it has grown by since was perhaps noted, and is off the list now.
+  local same = #log >= seen and sha1hex(sub(log, 1, seen)) == A[3]
+  if #log - (same and seen or 0) >= FOLD_FROM then call('SADD', T .. 'q', A[1]) end
+  if not same then return { 0 } end
   log = A[4] .. sub(log, seen + 1)
   if log == '' then
     call('HDEL', key, win)

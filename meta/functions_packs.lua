@@ -52,7 +52,7 @@ function dead.bury(K, A)
     local pack = tonumber(A[i])
     local key, field = K[1] .. 'l' .. hex(floor(pack / 64)), pack % 64
     local n = call('HGET', key, field)
-    if not n or n == '-' or (tonumber(n) or 1) <= 0 then
+    if not n or n == '-' or n == '0' then
       call('HSET', key, field, '-')
       n = '-'
     end

@@ -2,6 +2,22 @@
 -- --- sessions (shard 0; cleanup in every shard)
 
 local session = {}
+local EBUSY = -16
+
+-- token, ms (0: no longer): nobody else opens a session from now on, for the repair of a volume. EBUSY:
+-- another one has it.
+function session.exclude(K, A)
+  local key = K[1] .. 'R'
+  local holder = call('GET', key)
+  if holder and holder ~= A[1] then return EBUSY end
+  if A[2] == '0' then
+    call('DEL', key)
+  else
+    call('SET', key, A[1], 'PX', A[2])
+  end
+  return { 0 }
+end
+
 
 -- JSON, time to live (ms), session ("0": a new one; else it comes back after it was taken for dead), the
 -- number from which its requests go on then, retry.
@@ -9,6 +25,7 @@ local session = {}
 -- the first goes on with it, and each would take the other's locks and leases for its own.
 function session.open(K, A)
   local T, sid = K[1], tonumber(A[3])
+  if call('EXISTS', T .. 'R') == 1 then return EBUSY end
   if sid == 0 then
     local last = tonumber(call('HGET', T .. 'c', 's')) or 0
     sid = next_of(T, 's', math.max(now_ms() - last, 1))

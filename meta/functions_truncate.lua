@@ -69,7 +69,9 @@ local function truncate_windows(T, q, size, old)
   if stop > low then return stop * WINDOW end
   local log = rest > 0 and call('HGET', key, first)
   if log then
-    call('HSET', key, first, log .. extent_put(size, low * WINDOW - size, 0, 0, 0, 1, 0))
+    local hole = extent_put(size, low * WINDOW - size, 0, 0, 0, 1, 0)
+    call('HSET', key, first, log .. hole)
+    fold.note(T, q, fmt('%.0f', first), #log, #log + #hole)
   end
   return size
 end

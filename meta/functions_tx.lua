@@ -430,7 +430,7 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
   'session_claim', session.claim, 'session_close', session.close, 'session_sweep', session.sweep,
   'garbage_done', garbage_done, 'fold', fold.apply, 'worker', dead.worker, 'resign', dead.resign,
   'fix_inode', scan.fix_inode, 'drop_inode', scan.drop_inode,
-  'fix_usage', scan.fix_usage, 'fix_live', scan.fix_live, 'bury', dead.bury, 'exhume', dead.exhume, 'forget_packs', dead.forget, 'take', x.take,
+  'fix_usage', scan.fix_usage, 'fix_live', scan.fix_live, 'exclude', session.exclude, 'bury', dead.bury, 'exhume', dead.exhume, 'forget_packs', dead.forget, 'take', x.take,
   'x_end', x.finish, 'x_drop', x.drop, 'x_forget', x.forget, 'x_clear', x.clear, 'x_mark', x.mark,
   'x_rmdir', x.rmdir, 'x_unmark', x.unmark, 'x_aim', x.aim, 'x_refuse', x.refuse, 'x_insert', x.insert,
   'x_exchange', x.exchange, 'x_moved', x.moved, 'x_lock', x.lock,

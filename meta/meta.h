@@ -355,7 +355,8 @@ void meta_worker_resign(struct meta *m);
 int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned want, uint64_t **out, size_t *n);
 
 /* The live bytes of packs in one shard; 0 also where there is no counter. */
-#define META_PACK_BURIED INT64_MIN
+#define META_PACK_BURIED  INT64_MIN
+#define META_PACK_RUBBISH (INT64_MIN + 1) /* no number */
 int meta_packs_count(struct meta *m, unsigned shard, const uint64_t *packs, size_t n, int64_t *state);
 
 /* Sees to it that no commit names these packs any more, each of which must have no live bytes in any

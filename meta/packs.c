@@ -28,6 +28,8 @@ int meta_worker_elect(struct meta *m, unsigned ms)
 void meta_worker_resign(struct meta *m)
 {
 	redisReply *reply = NULL;
+	if (!conn_up(m->conn)) /* it runs out by itself */
+		return;
 	struct conn_request *r = call_begin(m, 0, F_RESIGN, 1, 0);
 	conn_arg_str(&r, m->session_text);
 	call_checked(m, F_RESIGN, r, &reply, NULL);
@@ -65,6 +67,13 @@ int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned w
 	return rc;
 }
 
+static int64_t number_of(const char *text)
+{
+	char *end;
+	long long n = strtoll(text, &end, 10);
+	return end == text || *end ? META_PACK_RUBBISH : n;
+}
+
 /* One call for some packs; `state` NULL: the reply says nothing. */
 static int call_packs(struct meta *m, unsigned shard, enum meta_function fn, const uint64_t *packs, size_t n,
                       int64_t *state)
@@ -85,7 +94,7 @@ static int call_packs(struct meta *m, unsigned shard, enum meta_function fn, con
 		else if (!strcmp(s->str, "-"))
 			state[i] = META_PACK_BURIED;
 		else
-			state[i] = s->len ? strtoll(s->str, NULL, 10) : 0;
+			state[i] = s->len ? number_of(s->str) : 0;
 	}
 	if (reply)
 		freeReplyObject(reply);
@@ -118,28 +127,30 @@ int meta_packs_forget(struct meta *m, unsigned shard, const uint64_t *packs, siz
 static int round_of(struct meta *m, enum meta_function fn, uint64_t *packs, size_t *at, size_t n, bool *good)
 {
 	int64_t *state = calloc(n + 1, sizeof(*state));
-	int rc = state ? 0 : -ENOMEM;
+	uint64_t *alive = calloc(n + 1, sizeof(*alive));
+	bool *buried = calloc(n + 1, sizeof(*buried));
+	int rc = state && alive && buried ? 0 : -ENOMEM;
 	for (size_t i = 0; i < n; i++)
 		good[i] = true;
 	for (unsigned s = 0; s < m->volume.shards && !rc; s++) {
 		rc = all_packs(m, s, fn, packs, n, state);
-		for (size_t i = 0; i < n && !rc; i++)
+		for (size_t i = 0; i < n && !rc; i++) {
+			buried[i] = buried[i] || state[i] == META_PACK_BURIED;
 			good[i] = good[i] && (state[i] == META_PACK_BURIED || (fn != F_BURY && !state[i]));
+		}
 	}
 	free(state);
-	if (rc)
-		return rc;
-	/* What one shard buried and another uses comes back. */
-	uint64_t *alive = fn == F_BURY ? calloc(n + 1, sizeof(*alive)) : NULL;
+	/* What one shard buried and another uses comes back, also what an earlier burial left that was broken off. */
 	size_t left = 0, back = 0;
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < n && !rc; i++) {
 		if (good[i]) {
 			packs[left] = packs[i];
 			at[left++] = at[i];
-		} else if (alive) {
+		} else if (buried[i]) {
 			alive[back++] = packs[i];
 		}
 	}
+	free(buried);
 	for (unsigned s = 0; back && s < m->volume.shards && !rc; s++)
 		rc = all_packs(m, s, F_EXHUME, alive, back, NULL);
 	free(alive);

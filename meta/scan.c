@@ -18,6 +18,10 @@ int meta_limits(struct meta *m, unsigned shard, struct meta_limits *out)
 {
 	redisReply *reply = NULL;
 	int rc = call_checked(m, F_LIMITS, call_begin(m, shard, F_LIMITS, 0, 0), &reply, NULL);
+	if (!rc && (number_at(reply, 1) > SILT_SEQ_MASK / 2 || number_at(reply, 2) > SILT_SEQ_MASK / 2)) {
+		silt_error(m->log, "the counters of shard %u are damaged", shard);
+		rc = -EUCLEAN;
+	}
 	if (!rc)
 		*out = (struct meta_limits){ number_at(reply, 1), number_at(reply, 2),
 			                     (int64_t)number_at(reply, 3), (int64_t)number_at(reply, 4) };
@@ -76,7 +80,7 @@ int meta_scan_inodes(struct meta *m, unsigned shard, meta_scan_inode_fn each, vo
 	struct inode_pass p = { shard, each, arg };
 	struct meta_limits limits;
 	int rc = meta_limits(m, shard, &limits);
-	return rc ? rc : scan_pairs(m, shard, F_INODES, limits.last_inode, on_inode, &p);
+	return rc ? rc : scan_pairs(m, shard, F_INODES, limits.last_inode + META_SCAN_BEYOND, on_inode, &p);
 }
 
 struct live_pass {
@@ -92,7 +96,7 @@ static int on_live(void *arg, uint64_t number, const redisReply *value)
 	if (!strcmp(value->str, "-"))
 		live = META_PACK_BURIED;
 	else if (end == value->str || *end)
-		live = -1;
+		live = META_PACK_RUBBISH;
 	return p->each(p->arg, number, live);
 }
 
@@ -323,4 +327,12 @@ int meta_get_record(struct meta *m, silt_ino ino, void **record, size_t *len)
 	if (reply)
 		freeReplyObject(reply);
 	return rc;
+}
+
+int meta_exclude(struct meta *m, const char *token, unsigned ms)
+{
+	struct conn_request *r = call_begin(m, 0, F_EXCLUDE, 2, 64);
+	conn_arg_str(&r, token);
+	conn_arg_u64(&r, ms);
+	return send_fix(m, F_EXCLUDE, r);
 }

@@ -17,6 +17,10 @@ struct meta_limits {
 };
 int meta_limits(struct meta *m, unsigned shard, struct meta_limits *out);
 
+/* Numbers behind last_inode that are looked at as well: clients reserve them in blocks, and Redis may lose its
+ * last second and with it that they were given out. */
+#define META_SCAN_BEYOND 65536u
+
 /* All inodes of a shard, in the order of their buckets. `record` as it is: it may be damaged. */
 typedef int (*meta_scan_inode_fn)(void *arg, silt_ino ino, const void *record, size_t len);
 int meta_scan_inodes(struct meta *m, unsigned shard, meta_scan_inode_fn each, void *arg);
@@ -31,13 +35,17 @@ typedef int (*meta_scan_extent_fn)(void *arg, const struct silt_extent *e);
 int meta_scan_extents(struct meta *m, const struct silt_inode *inode, meta_scan_extent_fn each, void *arg);
 
 /* All counters of live bytes in a shard; `live` META_PACK_BURIED: the pack is gone. What is no number is
- * told as -1. `last_pack` of shard 0's limits. */
+ * told as META_PACK_RUBBISH. `last_pack` of shard 0's limits. */
 typedef int (*meta_scan_live_fn)(void *arg, uint64_t pack, int64_t live);
 int meta_scan_live(struct meta *m, unsigned shard, uint64_t last_pack, meta_scan_live_fn each, void *arg);
 
 /* The logs that were freed and are counted as live bytes still: the list of a shard's garbage. `extents` as in
  * meta_scan_extents(); -EBADMSG: a log is damaged. */
 int meta_scan_garbage(struct meta *m, unsigned shard, meta_scan_extent_fn each, void *arg);
+
+/* No session is opened for `ms` from now on, 0: or again. `token` names the caller, of whom there is one.
+ * -EBUSY: another one excludes sessions. Who has a session keeps it. */
+int meta_exclude(struct meta *m, const char *token, unsigned ms);
 
 /* --- Repairs. Each changes something only if it is still what was seen, else -EAGAIN. */
 
@@ -46,7 +54,7 @@ int meta_fix_inode(struct meta *m, silt_ino ino, const void *record, size_t len,
 /* Removes an inode whose record is `record`. Names that lead to it are the caller's. */
 int meta_drop_inode(struct meta *m, silt_ino ino, const void *record, size_t len);
 int meta_fix_usage(struct meta *m, unsigned shard, const struct meta_limits *seen, int64_t inodes, int64_t bytes);
-/* `seen` as meta_scan_live() gave it; INT64_MAX: no counter; not for META_PACK_BURIED or -1. */
+/* `seen` as meta_scan_live() gave it; INT64_MAX: no counter; not for META_PACK_BURIED or META_PACK_RUBBISH. */
 int meta_fix_live(struct meta *m, unsigned shard, uint64_t pack, int64_t seen, uint64_t live);
 
 /* An inode's record as it is (malloced); -ENOENT. */

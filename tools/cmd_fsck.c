@@ -1,15 +1,18 @@
 /* siltfs fsck: is a volume consistent (cache/check.h), with the exit statuses of fsck(8). */
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
 #include "cache/check.h"
 #include "tools/cli.h"
+#include "meta/scan.h"
 #include "tools/volume.h"
 
 /* As e2fsck has them. */
@@ -30,9 +33,12 @@ static const char help[] =
         "\n"
         "Exit status: 0 no errors; 1 errors, all corrected; 4 errors left; 8 could not check; 16 usage.\n";
 
+#define REPAIR_MS 600000u /* how long mounts are refused after a repair that was killed */
+
 struct fsck {
 	struct check_config check;
 	struct volume_config volume;
+	char token[64];
 };
 
 static int fail(const char *text)
@@ -41,16 +47,29 @@ static int fail(const char *text)
 	return FSCK_FAILED;
 }
 
-/* Number of sessions that live; negative errno. */
-static int live_sessions(struct meta *m)
+/* Sessions that live, and those that ended without being cleaned up after. */
+static int count_sessions(struct meta *m, int *live, int *dead)
 {
 	char *text = NULL;
 	int rc = meta_sessions_json(m, &text);
-	struct json_object *list = rc ? NULL : json_tokener_parse(text);
-	int n = list && json_object_is_type(list, json_type_array) ? (int)json_object_array_length(list) : 0;
+	struct json_object *list = rc ? NULL : json_tokener_parse(text), *expires;
+	size_t n = list && json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
+	*live = *dead = 0;
+	for (size_t i = 0; i < n; i++) {
+		bool ends = json_object_object_get_ex(json_object_array_get_idx(list, i), "expires_ms", &expires);
+		int64_t at = ends ? json_object_get_int64(expires) : INT64_MAX;
+		*(at > (int64_t)time(NULL) * 1000 ? live : dead) += 1;
+	}
 	json_object_put(list);
 	free(text);
-	return rc < 0 ? rc : n;
+	return rc;
+}
+
+/* For the time of a repair nobody else comes in. */
+static int hold(void *arg)
+{
+	struct fsck *f = arg;
+	return meta_exclude(f->check.meta, f->token, REPAIR_MS);
 }
 
 static bool has(const struct check_result *r, const char *text)
@@ -99,20 +118,35 @@ static void print_summary(const struct check_result *r, size_t errors, size_t le
 		printf("%zu errors, %zu left\n", errors, left);
 }
 
+static int may_repair(int live, int dead)
+{
+	char text[200];
+	if (live > 0) {
+		snprintf(text, sizeof(text),
+		         "the volume is in use by %d sessions (siltfs status shows them); unmount it to repair it",
+		         live);
+		return fail(text);
+	}
+	if (dead > 0) {
+		snprintf(text, sizeof(text),
+		         "%d sessions ended without cleaning up; mount it once, so that what they left half-done is "
+		         "completed, and unmount it",
+		         dead);
+		return fail(text);
+	}
+	return 0;
+}
+
 static int check(struct fsck *f, struct meta *m)
 {
 	struct check_result r = { 0 };
 	struct silt_err err = { 0 };
-	int sessions = live_sessions(m);
-	if (sessions < 0)
+	int sessions, dead;
+	if (count_sessions(m, &sessions, &dead) < 0)
 		return fail("can't list the sessions of the volume");
-	if (f->check.repair && sessions > 0) {
-		char text[160];
-		snprintf(text, sizeof(text),
-		         "the volume is in use by %d sessions (siltfs status shows them); unmount it to repair it",
-		         sessions);
-		return fail(text);
-	}
+	int refused = f->check.repair ? may_repair(sessions, dead) : 0;
+	if (refused)
+		return refused;
 	int rc = check_run(&f->check, &r, &err);
 	if (!rc && r.n && sessions > 0)
 		rc = look_again(&f->check, &r, &err);
@@ -179,7 +213,22 @@ int cmd_fsck(int argc, char **argv)
 		return fail(err.text);
 	f.check.store = v->store;
 	f.check.meta = v->meta;
-	int rc = check(&f, v->meta);
+	int rc;
+	if (f.check.repair) {
+		snprintf(f.token, sizeof(f.token), "fsck-%ld-%lld", (long)getpid(), (long long)time(NULL));
+		f.check.hold = hold;
+		f.check.arg = &f;
+		rc = hold(&f);
+		if (rc == -EBUSY)
+			rc = fail("the volume is being repaired by another siltfs fsck, or was until a few minutes ago");
+		else if (rc)
+			rc = fail("can't keep others from mounting the volume");
+		else
+			rc = check(&f, v->meta);
+		meta_exclude(v->meta, f.token, 0);
+	} else {
+		rc = check(&f, v->meta);
+	}
 	volume_close(v);
 	return rc;
 }
