@@ -124,14 +124,33 @@ static silt_ino inode_of(const struct bucket *b, const char *name, size_t len)
 	return silt_ino_make(id->shard, id->seq * INODES + index % INODES);
 }
 
+/* The kernel throws the reply to a GETATTR away when an invalidation comes before the process that waits for it has
+ * taken it in, and a read() then goes by the size of before, that of the last time. Of files that are open such
+ * a reply is let through first; which takes its process a moment to wake. */
+#define GETATTR_WAIT_NS ((uint64_t)2000000u)
+#define GETATTR_WAITS	5u
+
+static void let_getattr_through(struct node *n)
+{
+	for (unsigned i = 0; i < GETATTR_WAITS; i++) {
+		uint64_t last = atomic_load(&n->getattr_ns);
+		if (!atomic_load(&n->getattrs) && silt_now_ns() - last > GETATTR_WAIT_NS)
+			return;
+		struct timespec ts = { .tv_nsec = 1000000 };
+		nanosleep(&ts, NULL);
+	}
+}
+
 /* Tells the kernel to forget the attributes, unless it has heard of the change. Under the node's
  * lock: a lock that is granted meanwhile waits for it (ops_lock.c). */
 static void forget_inode(struct fs *fs, silt_ino ino)
 {
 	struct silt_inode now;
 	struct node *n = node_get(fs, ino);
-	if (n)
+	if (n) {
+		let_getattr_through(n);
 		silt_lock(&n->lock);
+	}
 	bool remembers = meta_remembers(fs->cfg.meta, ino, &now);
 	bool knows = meta_is_told(fs->cfg.meta, ino) ||
 	             (n && remembers && now.attr.version <= n->kernel_version &&

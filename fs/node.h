@@ -80,6 +80,9 @@ struct node {
 	/* Data that could not be stored and was given up: every handle reports it once. */
 	int lost_err;
 	atomic_uint error_seq;
+	/* GETATTR requests under way, and silt_now_ns() of the last reply to one: coherence.c. */
+	atomic_uint getattrs;
+	atomic_uint_fast64_t getattr_ns;
 	struct lock_owner *lock_owners; /* locks.h */
 	struct node *locked_prev, *locked_next; /* lock_table.lock */
 };

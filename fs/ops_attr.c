@@ -122,6 +122,9 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		reply_attr_for(r, &seen, keep - age);
 		return;
 	}
+	r->node = node_get(r->fs, ino);
+	if (r->node)
+		atomic_fetch_add(&r->node->getattrs, 1);
 	request_arm(r);
 	meta_getattr_for_kernel(r->fs->cfg.meta, ino, getattr_done, r);
 }

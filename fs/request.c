@@ -154,6 +154,10 @@ void request_free(struct request *r)
 	struct fs *fs = r->fs;
 	if (r->kind == KIND_OPEN)
 		atomic_fetch_sub(&fs->nodes.opening, 1);
+	if (r->node && r->kind == KIND_GETATTR) {
+		atomic_store(&r->node->getattr_ns, silt_now_ns());
+		atomic_fetch_sub(&r->node->getattrs, 1);
+	}
 	if (r->node)
 		node_put(fs, r->node);
 	if (r->node2)

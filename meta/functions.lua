@@ -20,7 +20,7 @@
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use; "-": it is gone
 --   Tq               set     "q:window": logs that have grown (functions_fold.lua)
 --   Tz               set     packs whose live bytes came to 0 here (functions_packs.lua)
---   {0}w             string  session of the worker
+--   {0}B             string  session of the worker (background work)
 --   {0}R             string  who repairs the volume: no sessions are opened meanwhile
 --   To TD TV                 deleted files that may be open (functions_deleted.lua)
 --   Tg               list    garbage: extents to be subtracted from the live bytes ("B"log, "X"q)

@@ -16,7 +16,7 @@ end
 
 -- session, ms: 1 when it is, or goes on to be, the worker for so long (shard 0)
 function dead.worker(K, A)
-  local key = K[1] .. 'w'
+  local key = K[1] .. 'B'
   local holder = call('GET', key)
   if holder and holder ~= A[1] then return { 0 } end
   call('SET', key, A[1], 'PX', A[2])
@@ -25,7 +25,7 @@ end
 
 -- session, retry: it isn't any more
 function dead.resign(K, A)
-  if call('GET', K[1] .. 'w') == A[1] then call('DEL', K[1] .. 'w') end
+  if call('GET', K[1] .. 'B') == A[1] then call('DEL', K[1] .. 'B') end
   return { 0 }
 end
 

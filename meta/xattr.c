@@ -14,6 +14,9 @@ static void got_xattr(void *arg, int err, redisReply *reply)
 	r.err = reply_code(op->m, op->fn, err, reply, &code);
 	if (!r.err)
 		r.err = reply_inode(op->m, op->ino, reply_at(reply, record), &r.inode);
+	/* What a relaxed mount remembers must not be older than what it has told. */
+	if (!r.err && op->m->cfg.relaxed && !function_writes(op->fn))
+		cover_put_reply(op, op->ino, reply_at(reply, record));
 	const redisReply *data = !r.err && op->attrs ? reply_at(reply, 1) : NULL;
 	if (!r.err && op->attrs && (!data || data->len > META_XATTR_VALUE_MAX)) {
 		silt_error(op->m->log, "an extended attribute of inode %llu is damaged",

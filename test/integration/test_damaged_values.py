@@ -212,9 +212,14 @@ def by_hand():
         "x_aim": [b"1.90", b"1", b"d", b"4", b"0", b"2"],
         "x_exchange": [b"1.89", b"1", b"d", b"8", b"0", b"2", time9, b"100", b""],
         "x_refuse": [b"1.90", b"-5", b"1", b"d", b"1"], "x_moved": [b"1.88", b"2", b"0", b"1", time9],
+        "fold": [b"2:0", b"5", b"0" * 40, b"", b"7", b"1"], "worker": [b"1", b"1000"], "resign": [b"1"],
+        "dead_packs": [b"0", b"10"], "count_packs": [b"1", b"7"], "bury": [b"1", b"7"], "exhume": [b"1", b"7"],
+        "forget_packs": [b"7"], "limits": [], "inodes": [b"0", b"9"], "live": [b"0", b"9"],
+        "garbage": [b"0", b"10"], "fix_inode": [b"2", b"", b"1", b""], "drop_inode": [b"2", b""],
+        "fix_usage": [b"1", b"2", b"3", b"4"], "fix_live": [b"7", b"1", b"2"], "exclude": [b"x", b"0"],
     }
     reading = {"session_list", "garbage_peek", "deleted", "window", "next_window", "statfs", "windows",
-               "readlink"}
+               "readlink", "dead_packs", "count_packs", "limits", "inodes", "live", "garbage"}
     return {n: [b"FCALL", b"silt1_" + n.encode(), b"1", T, *a, *([] if n in reading else [b"0"])]
             for n, a in given.items()}
 
