@@ -263,10 +263,12 @@ def repairs_and_mounts(t):
     check(not s.cmd("EXISTS", "{0}R"), "the repair has ended")
     m = t.mount(s.v, options=["heartbeat=0.2"])
     m.kill()
-    time.sleep(1.5)
-    r = t.siltfs("fsck", "--repair", s.v.address, check_status=False)
-    equal(r.returncode, 8, "after a crash")
-    check("mount it once" in r.err, r.err)
+
+    def refused():
+        r = t.siltfs("fsck", "--repair", s.v.address, check_status=False)
+        equal(r.returncode, 8, "after a crash")
+        return "mount it once" in r.err
+    wait_until(refused, "the session to expire", 30)
     t.mount(s.v, options=["heartbeat=0.2"])
     wait_until(lambda: s.cmd("HLEN", "{0}S") == 1, "the dead session to be cleaned up", 20)
 
