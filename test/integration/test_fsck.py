@@ -253,7 +253,7 @@ def repairs_and_mounts(t):
     """While a volume is repaired nobody mounts it; who died without cleaning up is waited for."""
     s = Surgeon(t)
     s.cmd("SET", "{0}R", "somebody", "PX", "600000")
-    r = t.siltfs("mount", s.v.address, t.folder("m"), check_status=False)
+    r = t.siltfs("mount", s.v.address, t.folder("at"), check_status=False)
     check(r.returncode != 0 and "being repaired" in r.err, r.err)
     r = t.siltfs("fsck", "--repair", s.v.address, check_status=False)
     equal(r.returncode, 8, "two repairs at once")
