@@ -7,8 +7,8 @@
  *
  * Memory: 3 bytes an inode number ever given out, 24 a directory, 16 a pack.
  *
- * Clients may go on; what they change between two looks can be reported then, so check_run() must be called a
- * second time and only what was found twice be believed (findings are texts that compare equal). Repairs are for
+ * Clients may go on; what they change between two looks can be reported then, so check_run() must be called
+ * again and only what was found each time be believed (findings are texts that compare equal). Repairs are for
  * a volume that nobody uses. */
 #pragma once
 #include <stdbool.h>

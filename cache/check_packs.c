@@ -210,6 +210,9 @@ static int check_usage(struct check *c, unsigned shard)
 	int rc = meta_limits(c->cfg->meta, shard, &now);
 	if (rc || (now.inodes == s->inodes && now.bytes == s->bytes))
 		return rc;
+	/* It was being changed while the inodes were counted. */
+	if (now.inodes != s->limits.inodes || now.bytes != s->limits.bytes || now.last_inode != s->limits.last_inode)
+		return 0;
 	rc = c->cfg->repair && !c->incomplete ? meta_fix_usage(c->cfg->meta, shard, &now, s->inodes, s->bytes) : 1;
 	check_found(c, rc,
 	            "shard %u: counts %" PRId64 " inodes and %" PRId64 " bytes, there are %" PRId64 " and %" PRId64,
