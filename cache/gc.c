@@ -132,7 +132,7 @@ static int mark_all(struct gc *g)
 		return silt_fail(g->err, rc,
 		                 "the metadata of inode %" PRIu64
 		                 " is damaged, so it is not known which objects it needs; nothing was "
-		                 "deleted. siltfs fsck tells more; remove the file, or let fsck --repair do it",
+		                 "deleted. siltfs fsck tells more",
 		                 g->damaged);
 	return rc ? silt_fail(g->err, rc, "reading the metadata: %s", strerror(-rc)) : 0;
 }

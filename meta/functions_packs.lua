@@ -32,7 +32,9 @@ end
 -- cursor, how many: the next cursor, and about so many of Tz
 function dead.list(K, A)
   local page = call('SSCAN', K[1] .. 'z', A[1], 'COUNT', A[2])
-  return { 0, page[1], unpack(page[2]) }
+  local out = { 0, page[1] }
+  for i, pack in ipairs(page[2]) do out[2 + i] = pack end -- a small set comes whole, however small that is set to be
+  return out
 end
 
 -- packs: for each its live bytes here, "-" if it is buried, "" if there is no counter

@@ -77,7 +77,7 @@ def a_volume_in_order(t, shards):
     os.close(fd)
     m.umount()
     out = fsck(t, v, "--data")
-    check("clean" in out and "6 directories" not in out, out)
+    check("clean" in out and " 5 directories" in out, out)
     check("clean" in fsck(t, v, "--repair"), "nothing to repair")
 
 
@@ -148,10 +148,6 @@ class Surgeon:
         shard, seq = ino >> 48, ino & (1 << 48) - 1
         return f"{{{shard}}}i{seq // 64:x}", str(seq % 64)
 
-    def names(self, ino):
-        """Key of the bucket of a directory with one bucket."""
-        return f"{{{ino >> 48}}}d{ino & (1 << 48) - 1:x}:0"
-
     def finds(self, words, repaired=True, **kwargs):
         out = fsck(self.t, self.v, status=4, **kwargs)
         for w in words:
@@ -166,14 +162,6 @@ class Surgeon:
 
     def mount(self):
         return self.t.mount(self.v)
-
-
-def varint(n):
-    out = b""
-    while n >= 128:
-        out += bytes([n % 128 + 128])
-        n //= 128
-    return out + bytes([n])
 
 
 @suite.case
@@ -277,7 +265,7 @@ def repairs_and_mounts(t):
 def a_file_without_a_name(t):
     s = Surgeon(t)
     # The only bucket in which it can be: the one that has it.
-    for key in s.cmd("KEYS", f"{{0}}d{s.ino['large'] and 1:x}:*"):
+    for key in s.cmd("KEYS", "{0}d1:*"):
         s.cmd("HDEL", key, "large")
     out = fsck(t, s.v, status=4)
     check(f"inode {s.ino['large']} has no name" in out and "counts" in out, out)
