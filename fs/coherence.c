@@ -1,4 +1,4 @@
-#include "fs/coherence.h"
+#include "fs/coherence_impl.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,55 +8,13 @@
 #include <string.h>
 #include <sys/uio.h>
 
-#include "fs/fs_impl.h"
-#include "meta/buckets.h"
-
 #ifndef FUSE_EXPIRE_ONLY
 #define FUSE_EXPIRE_ONLY (1 << 0)
 #endif
 
-#define ENTRY_THREADS 3
-#define RECENT_NS     1000000000u
-#define AGAINS	      3 /* in the low bits of bucket_user(): how often it was done, 1 to 3 */
-#define YOUNG_NS      100000000u
-#define INODES        64 /* of a bucket */
-
 /* How long after the last time what was told just before is dropped once more: an answer that the
  * notification overtook was given by then, also by a thread that a busy machine stopped in between. */
 static const uint64_t again_ns[AGAINS] = { 100000000u, 1000000000u, 5000000000u };
-
-struct queue {
-	struct bucket *first, *last;
-};
-
-/* Something that the kernel shall forget: pages of a file, or a name. */
-struct drop {
-	struct drop *next;
-	silt_ino ino;	  /* the file, or the directory that has the name */
-	uint64_t version; /* of which the pages are not */
-	size_t len;	  /* of the name; 0: pages */
-	char name[];
-};
-
-/* A file that was opened not long ago. */
-struct young {
-	struct young *next;
-	silt_ino ino;
-	uint64_t due;
-};
-
-struct coherence {
-	struct fs *fs;
-	pthread_t threads[1 + ENTRY_THREADS];
-	unsigned nthreads;
-	struct silt_lock lock; /* what follows */
-	struct silt_cond wake, wake_entries;
-	bool stop, look_at_all;
-	struct queue fresh, names; /* for the first thread, for the others */
-	struct queue again[AGAINS]; /* in order of time: bucket_user() says when, and (below) how often */
-	struct drop *drops;
-	struct young *young, **young_tail;
-};
 
 static void push(struct queue *q, struct bucket *b)
 {
@@ -98,12 +56,6 @@ static void expire_name(struct fs *fs, silt_ino dir, const char *name, size_t le
 	silt_count(fs->cfg.metrics, M_KERNEL_INVALIDATIONS, 1);
 }
 
-static void drop_attr(struct fs *fs, silt_ino ino)
-{
-	fuse_lowlevel_notify_inval_inode(fs->se, ino, -1, 0);
-	silt_count(fs->cfg.metrics, M_KERNEL_INVALIDATIONS, 1);
-}
-
 static void drop_names(struct fs *fs, const struct bucket *b)
 {
 	const struct bucket_id *id = bucket_id_of(b);
@@ -115,115 +67,7 @@ static void drop_names(struct fs *fs, const struct bucket *b)
 			expire_name(fs, dir, name, len);
 }
 
-static silt_ino inode_of(const struct bucket *b, const char *name, size_t len)
-{
-	const struct bucket_id *id = bucket_id_of(b);
-	unsigned index = 0;
-	for (size_t i = 0; i < len; i++)
-		index = index * 10 + (unsigned)(name[i] - '0');
-	return silt_ino_make(id->shard, id->seq * INODES + index % INODES);
-}
-
-/* The kernel throws the reply to a GETATTR away when an invalidation comes before the process that waits for it has
- * taken it in, and a read() then goes by the size of before, that of the last time. Of files that are open such
- * a reply is let through first; which takes its process a moment to wake. */
-#define GETATTR_WAIT_NS ((uint64_t)2000000u)
-#define GETATTR_WAITS	5u
-
-static void let_getattr_through(struct node *n)
-{
-	for (unsigned i = 0; i < GETATTR_WAITS; i++) {
-		uint64_t last = atomic_load(&n->getattr_ns);
-		if (!atomic_load(&n->getattrs) && silt_now_ns() - last > GETATTR_WAIT_NS)
-			return;
-		struct timespec ts = { .tv_nsec = 1000000 };
-		nanosleep(&ts, NULL);
-	}
-}
-
-/* Tells the kernel to forget the attributes, unless it has heard of the change. Under the node's
- * lock: a lock that is granted meanwhile waits for it (ops_lock.c). */
-static void forget_inode(struct fs *fs, silt_ino ino)
-{
-	struct silt_inode now;
-	struct node *n = node_get(fs, ino);
-	if (n) {
-		let_getattr_through(n);
-		silt_lock(&n->lock);
-	}
-	bool remembers = meta_remembers(fs->cfg.meta, ino, &now);
-	bool knows = meta_is_told(fs->cfg.meta, ino) ||
-	             (n && remembers && now.attr.version <= n->kernel_version &&
-	              now.attr.ctime.sec == n->kernel_ctime.sec &&
-	              now.attr.ctime.nsec == n->kernel_ctime.nsec);
-	if (remembers)
-		dir_seen(&fs->dirs, &now.attr);
-	if (!knows) {
-		flags_drop(&fs->flags, ino);
-		drop_attr(fs, ino);
-	}
-	if (n) {
-		silt_unlock(&n->lock);
-		node_put(fs, n);
-	}
-}
-
-static void drop_attrs(struct fs *fs, const struct bucket *b)
-{
-	const char *name;
-	size_t len;
-	for (unsigned at = 0; bucket_told(b, &at, &name, &len);)
-		forget_inode(fs, inode_of(b, name, len));
-}
-
-/* --- open files --------------------------------------------------------------------------- */
-
-void fs_inode_changed(struct fs *fs, struct node *n, bool gone)
-{
-	silt_debugf(fs->cfg.log, "fs.coherence", "inode %llu, open here, was %s",
-	            (unsigned long long)n->ino, gone ? "deleted" : "changed");
-}
-
-static bool anything_open(void *arg)
-{
-	struct coherence *c = arg;
-	return atomic_load(&c->fs->nodes.open_nodes) > 0;
-}
-
-static void *is_open(void *arg, silt_ino ino)
-{
-	struct coherence *c = arg;
-	struct node *n = node_get(c->fs, ino);
-	if (!n)
-		return NULL;
-	silt_lock(&n->lock);
-	bool open = n->handles > 0;
-	if (open) {
-		n->deleted = true; /* released with the last reference */
-		n->attr.nlink = 0;
-	}
-	silt_unlock(&n->lock);
-	if (open)
-		return n;
-	node_put(c->fs, n);
-	return NULL;
-}
-
-static void kept(void *arg, void *open, int err)
-{
-	struct coherence *c = arg;
-	struct node *n = open;
-	if (err == -ENOENT)
-		silt_warn(c->fs->cfg.log,
-		          "inode %llu was deleted elsewhere and is gone, though it is open here",
-		          (unsigned long long)n->ino);
-	node_put(c->fs, n);
-}
-
-struct check {
-	struct fs *fs;
-	struct node *node;
-};
+/* --- what the kernel shall forget, said on another thread ----------------------------------- */
 
 static void queue_drop(struct coherence *c, struct drop *d)
 {
@@ -234,7 +78,7 @@ static void queue_drop(struct coherence *c, struct drop *d)
 	silt_unlock(&c->lock);
 }
 
-static void drop_pages(struct fs *fs, silt_ino ino, uint64_t version)
+void coherence_drop_pages(struct fs *fs, silt_ino ino, uint64_t version)
 {
 	struct drop *d = malloc(sizeof(*d));
 	if (!d)
@@ -260,101 +104,7 @@ void coherence_moved(struct fs *fs, struct drop *d)
 
 void coherence_not_given(struct fs *fs, silt_ino ino)
 {
-	drop_pages(fs, ino, UINT64_MAX);
-}
-
-static void checked(void *arg, const struct meta_reply *reply)
-{
-	struct check *k = arg;
-	struct fs *fs = k->fs;
-	struct node *n = k->node;
-	bool gone = reply->err == -ENOENT, changed = gone, pages = false;
-	uint64_t version = reply->inode.attr.version;
-	if (!reply->err) {
-		struct silt_inode inode = reply->inode;
-		silt_lock(&n->lock);
-		changed = inode.attr.version > n->attr.version || inode.attr.nlink == 0 ||
-		          inode.attr.ctime.sec != n->attr.ctime.sec ||
-		          inode.attr.ctime.nsec != n->attr.ctime.nsec;
-		/* Bytes of ours that are on their way make versions of their own. */
-		pages = inode.attr.version > n->attr.version && write_buffer_empty(&n->buffer);
-		gone = inode.attr.nlink == 0;
-		node_merge_locked(n, &inode);
-		silt_unlock(&n->lock);
-	}
-	if (pages)
-		drop_pages(fs, n->ino, version);
-	if (changed)
-		fs_inode_changed(fs, n, gone);
-	node_put(fs, n);
-	free(k);
-	fs_background_end(fs);
-}
-
-/* Is it open for reading? What is only written here is known here. */
-static bool is_read(struct node *n)
-{
-	bool reads = false;
-	silt_lock(&n->lock);
-	for (const struct handle *h = n->first_handle; h && !reads; h = h->next)
-		reads = (h->flags & O_ACCMODE) != O_WRONLY;
-	silt_unlock(&n->lock);
-	return reads;
-}
-
-/* Asks what Redis says of an inode, if it is open here for reading. */
-static void check_inode(struct fs *fs, silt_ino ino)
-{
-	struct node *n = node_get(fs, ino);
-	struct check *k = n && is_read(n) ? malloc(sizeof(*k)) : NULL;
-	if (!k) {
-		if (n)
-			node_put(fs, n);
-		return;
-	}
-	*k = (struct check){ fs, n };
-	fs_background_begin(fs);
-	meta_watch_inode(fs->cfg.meta, n->ino, checked, k);
-}
-
-static void check_open(struct fs *fs, const struct bucket *b)
-{
-	const char *name;
-	size_t len;
-	bool told;
-	if (atomic_load(&fs->nodes.open_nodes) == 0 || bucket_evicted(b) ||
-	    !meta_pushes(fs->cfg.meta))
-		return;
-	for (unsigned at = 0; bucket_item(b, &at, &name, &len, &told);)
-		check_inode(fs, inode_of(b, name, len));
-}
-
-/* Redis watches again: all open files have to be watched anew. */
-static void check_all(struct fs *fs)
-{
-	silt_ino v[256];
-	size_t n;
-	for (struct node_walk walk = { 0 }; (n = node_walk(fs, &walk, v, 256)) > 0;)
-		for (size_t i = 0; i < n; i++)
-			check_inode(fs, v[i]);
-}
-
-void coherence_opened(struct fs *fs, silt_ino ino, int flags)
-{
-	struct coherence *c = fs->coherence;
-	if ((flags & O_ACCMODE) == O_WRONLY || !meta_pushes(fs->cfg.meta))
-		return;
-	struct young *y = malloc(sizeof(*y));
-	if (!y)
-		return;
-	*y = (struct young){ .ino = ino, .due = silt_now_ns() + YOUNG_NS };
-	silt_lock(&c->lock);
-	bool first = c->young == NULL;
-	*c->young_tail = y;
-	c->young_tail = &y->next;
-	if (first)
-		silt_cond_signal(&c->wake);
-	silt_unlock(&c->lock);
+	coherence_drop_pages(fs, ino, UINT64_MAX);
 }
 
 static void on_up(void *arg)
@@ -398,10 +148,7 @@ static void work_on(struct coherence *c, struct bucket *b)
 {
 	bool names = bucket_id_of(b)->names;
 	if (!names) {
-		bool first = *bucket_user(b) == 0;
-		drop_attrs(c->fs, b);
-		if (first)
-			check_open(c->fs, b);
+		coherence_drop_attrs(c->fs, b, *bucket_user(b) == 0);
 	}
 	silt_lock(&c->lock);
 	if (names) {
@@ -425,13 +172,22 @@ static bool work(struct coherence *c, uint64_t *until)
 		work_on(c, b); /* takes the lock */
 		return true;
 	}
+	struct check *k = c->checks;
+	if (k) {
+		if (!(c->checks = k->next))
+			c->checks_tail = &c->checks;
+		silt_unlock(&c->lock);
+		coherence_end_check(k);
+		silt_lock(&c->lock);
+		return true;
+	}
 	struct young *y = c->young;
 	if (y && y->due <= now) {
 		if (!(c->young = y->next))
 			c->young_tail = &c->young;
 		silt_unlock(&c->lock);
 		if (meta_pushes(c->fs->cfg.meta))
-			check_inode(c->fs, y->ino);
+			coherence_check_inode(c->fs, y->ino, false);
 		free(y);
 		silt_lock(&c->lock);
 		return true;
@@ -439,7 +195,7 @@ static bool work(struct coherence *c, uint64_t *until)
 	if (c->look_at_all) {
 		c->look_at_all = false;
 		silt_unlock(&c->lock);
-		check_all(c->fs);
+		coherence_check_all(c->fs);
 		silt_lock(&c->lock);
 		return true;
 	}
@@ -468,6 +224,8 @@ static void *first_main(void *arg)
 	return NULL;
 }
 
+/* Not under the node's lock: the kernel waits for pages that are being read. So a lock that is granted
+ * meanwhile has to wait for it: coherence_settled(). */
 static void forget_pages(struct fs *fs, const struct drop *d)
 {
 	struct node *n = node_get(fs, d->ino);
@@ -475,12 +233,28 @@ static void forget_pages(struct fs *fs, const struct drop *d)
 	if (n) {
 		silt_lock(&n->lock);
 		knows = n->kernel_version >= d->version;
+		if (!knows)
+			atomic_fetch_add(&n->dropping, 1);
 		silt_unlock(&n->lock);
-		node_put(fs, n);
 	}
-	/* Not under the lock: the kernel waits for pages that are being read. */
 	if (!knows)
 		fuse_lowlevel_notify_inval_inode(fs->se, d->ino, 0, 0);
+	if (n) {
+		if (!knows)
+			atomic_fetch_sub(&n->dropping, 1);
+		node_put(fs, n);
+	}
+}
+
+bool coherence_settled(struct node *n, bool wait)
+{
+	struct timespec ts = { .tv_nsec = 200000 };
+	while (atomic_load(&n->dropping)) {
+		if (!wait)
+			return false;
+		nanosleep(&ts, NULL);
+	}
+	return true;
 }
 
 static void *entries_main(void *arg)
@@ -559,6 +333,7 @@ int coherence_open(struct fs *fs, struct coherence **out)
 		return -ENOMEM;
 	c->fs = fs;
 	c->young_tail = &c->young;
+	c->checks_tail = &c->checks;
 	silt_lock_init(&c->lock);
 	silt_cond_init(&c->wake);
 	silt_cond_init(&c->wake_entries);
@@ -574,7 +349,7 @@ int coherence_open(struct fs *fs, struct coherence **out)
 	*out = c;
 	struct meta_listener l = { .on_stale = on_stale, .on_up = on_up, .arg = c };
 	struct meta_deleted_listener d = {
-		.anything_open = anything_open, .is_open = is_open, .kept = kept, .arg = c
+		.anything_open = coherence_anything_open, .is_open = coherence_is_open, .kept = coherence_kept, .arg = c
 	};
 	if (!rc) {
 		meta_listen(fs->cfg.meta, &l);
@@ -607,9 +382,15 @@ void coherence_close(struct coherence *c)
 {
 	struct bucket *b;
 	struct drop *d;
+	struct check *k;
 	if (!c)
 		return;
 	coherence_stop(c);
+	while ((k = c->checks)) {
+		c->checks = k->next;
+		node_put(k->fs, k->node);
+		free(k);
+	}
 	while ((b = pop(&c->fresh)) || (b = pop(&c->names)) || (b = pop(&c->again[0])) ||
 	       (b = pop(&c->again[1])) || (b = pop(&c->again[2])))
 		bucket_free(b);

@@ -33,7 +33,8 @@
  *
  * Open files. One that is open for longer than YOUNG_NS is watched, and when its bucket changes it
  *is asked for: its node gets the new attributes, its pages go if the version is another one, and
- * fs_inode_changed() hears of it. */
+ * fs_inode_changed() hears of it. The kernel forgets its attributes only when that answer is one that it does
+ *not know. */
 #pragma once
 #include <stdbool.h>
 
@@ -73,6 +74,10 @@ void coherence_not_given(struct fs *fs, silt_ino ino);
 struct drop;
 struct drop *coherence_moving(silt_ino dir, const char *name, size_t len);
 void coherence_moved(struct fs *fs, struct drop *d);
+
+/* Are no pages of the file being dropped because of an older push? `wait`: until there are none. What is
+ * answered then, with the kernel told of the node's version before, is not spoilt by it. */
+bool coherence_settled(struct node *n, bool wait);
 
 /* A file was opened here with `flags`: looked after when it stays open. */
 void coherence_opened(struct fs *fs, silt_ino ino, int flags);

@@ -27,6 +27,7 @@ struct handle {
 	struct handle *prev, *next; /* of the node's open handles; node.lock */
 	int flags;                  /* of open(2) */
 	bool noflush; /* its close sends no FLUSH */
+	atomic_uint dropping;       /* opened_note()'s token, until the open is known to have ended */
 	atomic_bool lock_lost;      /* see locks.h: EIO from now on */
 	atomic_uint error_seen;     /* node's error_seq that this handle has reported */
 	/* Sequential reads; races between readers of one handle only blunt the guess. */
@@ -136,6 +137,13 @@ struct handle *fs_handle_new(struct fs *fs, const struct silt_inode *inode, int 
 void fs_handle_close(struct fs *fs, struct handle *h); /* RELEASE */
 struct handle *handle_ref(struct handle *h);
 void handle_put(struct handle *h);
+/* A request of the handle has come: the kernel has done what the answer to its open said. */
+void handle_open_ended(struct handle *h);
+static inline void handle_is_used(struct handle *h)
+{
+	if (atomic_load_explicit(&h->dropping, memory_order_relaxed))
+		handle_open_ended(h);
+}
 
 /* Sees to it that a deleted inode goes away: now, or when its last handle here is closed. */
 void fs_deleted(struct fs *fs, silt_ino ino);

@@ -315,8 +315,8 @@ static void *lock_thread(void *arg)
 			t->granted_last = NULL;
 		silt_unlock(&t->lock);
 		fuse_lowlevel_notify_inval_inode(fs->se, r->ino, 0, 0);
-		opened_note(&fs->opened, r->ino,
-		            r->off); /* of the pages that are read from now on */
+		coherence_settled(r->node, true);
+		opened_dropped(&fs->opened, r->ino, r->off);
 		lock_answer(r);
 		silt_lock(&t->lock);
 	}

@@ -95,10 +95,18 @@ void fs_handle_close(struct fs *fs, struct handle *h)
 	handle_put(h);
 }
 
+void handle_open_ended(struct handle *h)
+{
+	uint32_t token = atomic_exchange(&h->dropping, 0);
+	if (token)
+		opened_sure(&h->node->fs->opened, h->node->ino, token);
+}
+
 void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs *fs = fuse_req_userdata(req);
 	fs_count(fs, KIND_RELEASE);
+	handle_is_used((struct handle *)(uintptr_t)fi->fh);
 	fs_locks_release(fs, (struct handle *)(uintptr_t)fi->fh);
 	fs_handle_close(fs, (struct handle *)(uintptr_t)fi->fh);
 	fuse_reply_err(req, 0);
@@ -146,8 +154,9 @@ static void open_with(struct request *r, const struct silt_inode *inode)
 	silt_lock(&h->node->lock);
 	uint64_t version = h->node->whole_version;
 	silt_unlock(&h->node->lock);
-	fi.keep_cache =
-	        opened_note(&fs->opened, seen.attr.ino, version) && !atime_due(fs, &seen.attr);
+	uint32_t token = opened_note(&fs->opened, seen.attr.ino, version);
+	atomic_store(&h->dropping, token);
+	fi.keep_cache = token == 0 && !atime_due(fs, &seen.attr);
 	if (request_claim(r)) {
 		if (r->kind == KIND_CREATE || r->kind == KIND_TMPFILE) {
 			struct fuse_entry_param e;
@@ -361,6 +370,7 @@ static void flush(fuse_req_t req, enum fuse_kind kind, fuse_ino_t ino, struct fu
 {
 	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
 	struct node *n = h->node;
+	handle_is_used(h);
 	silt_lock(&n->lock);
 	bool lost = n->deleted && !(n->unnamed && kind == KIND_FSYNC);
 	bool idle = write_buffer_empty(&n->buffer) || lost;

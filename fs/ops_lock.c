@@ -84,7 +84,8 @@ void lock_answer(struct request *r)
 	request_free(r);
 }
 
-/* The inode as it is with the lock held. True: the kernel's pages are of another version. */
+/* The inode as it is with the lock held. True: the kernel's pages are of another version, or being
+ * dropped. */
 static bool see_inode(struct request *r, const struct meta_lock_reply *reply)
 {
 	struct node *n = r->node;
@@ -101,7 +102,8 @@ static bool see_inode(struct request *r, const struct meta_lock_reply *reply)
 	if (reply->has_inode)
 		node_kernel_knows_locked(n);
 	silt_unlock(&n->lock);
-	return !reply->has_inode || !opened_is(&r->fs->opened, r->ino, r->off);
+	return !reply->has_inode || !opened_is(&r->fs->opened, r->ino, r->off) ||
+	       !coherence_settled(n, false);
 }
 
 /* Notes what the owner may hold after a request of its. */
@@ -165,6 +167,7 @@ static void begin(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi,
 	struct fs *fs = n->fs;
 	bool unlock = l->type == META_LOCK_NONE, held, dirty;
 	enum fuse_kind kind = wait ? KIND_SETLKW : KIND_SETLK;
+	handle_is_used(h);
 	if (!unlock && atomic_load(&h->lock_lost)) {
 		fs_count(fs, kind);
 		fuse_reply_err(req, EIO);

@@ -251,6 +251,7 @@ void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 	struct request *r = request_begin(req, KIND_READ, ino);
 	if (!r)
 		return;
+	handle_is_used(h);
 	r->node = h->node;
 	node_ref(r->fs, r->node);
 	r->handle = handle_ref(h);

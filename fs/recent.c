@@ -84,15 +84,17 @@ void opened_table_free(struct opened_table *t)
 }
 
 /* Moves way `w` to the front, so that the last way is the one used least recently. */
-static void to_front(struct opened_set *s, unsigned w, silt_ino ino, uint64_t version)
+static void to_front(struct opened_set *s, unsigned w, silt_ino ino, uint64_t version, uint32_t token)
 {
 	memmove(s->ino + 1, s->ino, w * sizeof(s->ino[0]));
 	memmove(s->version + 1, s->version, w * sizeof(s->version[0]));
+	memmove(s->token + 1, s->token, w * sizeof(s->token[0]));
 	s->ino[0] = ino;
 	s->version[0] = version;
+	s->token[0] = token;
 }
 
-bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version)
+static uint32_t note(struct opened_table *t, silt_ino ino, uint64_t version, bool dropped)
 {
 	unsigned at = (unsigned)(mix(ino) % OPENED_SETS), w = 0;
 	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
@@ -100,10 +102,37 @@ bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version)
 	silt_lock(lock);
 	while (w < OPENED_WAYS - 1 && s->ino[w] != ino)
 		w++;
-	bool same = s->ino[w] == ino && s->version[w] == version;
-	to_front(s, w, ino, version);
+	uint32_t token = 0;
+	if (!dropped && s->ino[w] == ino && s->version[w] == version)
+		token = s->token[w];
+	else
+		while (!dropped && token == 0)
+			token = atomic_fetch_add(&t->tokens, 1);
+	to_front(s, w, ino, version, token);
 	silt_unlock(lock);
-	return same;
+	return token;
+}
+
+uint32_t opened_note(struct opened_table *t, silt_ino ino, uint64_t version)
+{
+	return note(t, ino, version, false);
+}
+
+void opened_dropped(struct opened_table *t, silt_ino ino, uint64_t version)
+{
+	note(t, ino, version, true);
+}
+
+void opened_sure(struct opened_table *t, silt_ino ino, uint32_t token)
+{
+	unsigned at = (unsigned)(mix(ino) % OPENED_SETS);
+	struct silt_lock *lock = &t->locks[at % RECENT_LOCKS];
+	struct opened_set *s = &t->v[at];
+	silt_lock(lock);
+	for (unsigned w = 0; w < OPENED_WAYS; w++)
+		if (s->ino[w] == ino && s->token[w] == token)
+			s->token[w] = 0;
+	silt_unlock(lock);
 }
 
 bool opened_is(struct opened_table *t, silt_ino ino, uint64_t version)
@@ -113,7 +142,8 @@ bool opened_is(struct opened_table *t, silt_ino ino, uint64_t version)
 	bool same = false;
 	silt_lock(lock);
 	for (unsigned w = 0; w < OPENED_WAYS; w++)
-		same = same || (t->v[at].ino[w] == ino && t->v[at].version[w] == version);
+		same = same || (t->v[at].ino[w] == ino && t->v[at].version[w] == version &&
+		                t->v[at].token[w] == 0);
 	silt_unlock(lock);
 	return same;
 }

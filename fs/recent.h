@@ -7,13 +7,16 @@
  *		An OPEN that had to ask by itself leaves its answer here for the GETATTR of the
  *		first read.
  * opened	which version of an inode's bytes the kernel's page cache holds: an open of the same
- *		version keeps the pages.
+ *		version keeps the pages. An open of another one makes the kernel drop them, but only
+ *		once the opener runs on: until a request of the new handle shows that it does, nobody
+ *		may take the pages for those of the version.
  * dirs		attributes of directories that this mount just changed: the kernel forgets them with
  *		every change and asks again before the next one, for the permission check. They are
  * told to the kernel for no longer than it would have kept them itself.
  *
  * Threads: all functions from any thread. */
 #pragma once
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -48,20 +51,27 @@ void fresh_drop(struct fresh_table *t, silt_ino ino);
 struct opened_set {
 	silt_ino ino[OPENED_WAYS];
 	uint64_t version[OPENED_WAYS];
+	uint32_t token[OPENED_WAYS]; /* of the opens that drop the older pages; 0: they are dropped */
 };
 
 struct opened_table {
 	struct silt_lock locks[RECENT_LOCKS];
+	atomic_uint tokens;
 	struct opened_set *v;
 };
 
 int opened_table_init(struct opened_table *t);
 void opened_table_free(struct opened_table *t);
 
-/* Notes that `ino` is opened in `version`; returns true when that is the version noted last. */
-bool opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
+/* Notes that `ino` is opened in `version`. Returns 0 when the kernel's pages are of that version and may be
+ * kept; else they are to be dropped, and opened_sure() wants the token that is returned. */
+uint32_t opened_note(struct opened_table *t, silt_ino ino, uint64_t version);
+/* An open that got `token` has dropped the older pages. */
+void opened_sure(struct opened_table *t, silt_ino ino, uint32_t token);
+/* All pages were dropped just now, `version` or a later one is what will be read. */
+void opened_dropped(struct opened_table *t, silt_ino ino, uint64_t version);
 
-/* Is that the version noted last? Notes nothing. */
+/* Are the kernel's pages, if any, of that version? Notes nothing. */
 bool opened_is(struct opened_table *t, silt_ino ino, uint64_t version);
 
 /* A write of this mount made `to` out of `from`: pages of `from` plus that write are pages of `to`.
