@@ -93,6 +93,7 @@ class Checker:
                 self.kinds[m] != "local" and (strict_too or self.kinds[m] != "strict")}
 
     def note_inode(self, inode):
+        """The actor changed it. What others had done before, it has waited for (settle)."""
         self.told[inode] = self.told.get(inode, set()) - {self.actor} | self.others()
 
     def note_name(self, directory, name):
@@ -109,10 +110,11 @@ class Checker:
         self.named.clear()
 
     def stored(self, inode):
-        """Its bytes are where others find them."""
+        """Its bytes are where others find them. A close did not wait for anything: what others have done to
+        the inode meanwhile, the actor may still not know."""
         self.dirty.pop(inode, None)
         self.told_data[inode] = self.others(True)
-        self.note_inode(inode)
+        self.told[inode] = self.told.get(inode, set()) | self.others()
 
     def dirty_elsewhere(self, inode, m):
         return any(h.mount != m for h in self.dirty.get(inode, ()))
