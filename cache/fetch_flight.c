@@ -135,6 +135,10 @@ int flight_get(struct fetch *f, struct flight *fl)
 	ssize_t n = store_get(f->store, key, fl->off, most, fl->data, &info, &err);
 	if (n == (ssize_t)most && most < fl->len && info.size > most && info.size <= PACK_MAX)
 		n = get_rest(f, fl, key, n, info.size, &err);
+	if (n == -ENOENT) { /* perhaps its bytes were moved: who reads asks again where they are */
+		silt_warn(f->log, "read: pack %016" PRIx64 " is not in the store any more: %s", fl->pack, err.text);
+		return (int)n;
+	}
 	if (n < 0) {
 		silt_error(f->log, "read: pack %016" PRIx64 " at %u can't be fetched: %s", fl->pack,
 		           fl->off, err.text[0] ? err.text : strerror((int)-n));

@@ -121,6 +121,11 @@ void pack_builder_renumber(struct pack_builder *b, uint64_t pack);
 int pack_builder_add(struct pack_builder *b, silt_ino ino, uint64_t off, const void *data, size_t len,
 		     struct silt_extent *out);
 
+/* Appends `n` frames of another pack as they are: `data` is where they stand there, headers and payloads end to end, and
+ * `frames` what that pack's index says of them. *pack_off gets where the first one begins. -ENOSPC as above. */
+int pack_builder_add_frames(struct pack_builder *b, const struct pack_frame *frames, size_t n, const void *data,
+			    uint32_t *pack_off);
+
 /* Bytes of the pack so far, without index and trailer; and the number of frames. */
 size_t pack_builder_size(const struct pack_builder *b);
 size_t pack_builder_frames(const struct pack_builder *b);

@@ -318,6 +318,32 @@ int pack_builder_add(struct pack_builder *b, silt_ino ino, uint64_t off, const v
 	return 0;
 }
 
+int pack_builder_add_frames(struct pack_builder *b, const struct pack_frame *frames, size_t n, const void *data,
+                            uint32_t *pack_off)
+{
+	size_t bytes = 0;
+	if (b->finished || !n)
+		return -EINVAL;
+	for (size_t i = 0; i < n; i++)
+		bytes += FRAME_HEADER + (size_t)frames[i].stored;
+	if (b->at.size + b->at.index_len + PACK_TRAILER + bytes + n * PACK_INDEX_ENTRY_MAX > PACK_MAX)
+		return -ENOSPC;
+	int err = reserve_lists(b, n);
+	if (err)
+		return err;
+	*pack_off = (uint32_t)b->at.size;
+	add_bytes(b, data, bytes);
+	for (size_t i = 0; i < n; i++) {
+		struct frame_header h = {
+			.ino = frames[i].ino, .off = frames[i].off, .raw = frames[i].raw, .stored = frames[i].stored
+		};
+		add_index_entry(b, &h);
+	}
+	b->at.size += bytes;
+	b->at.frames += n;
+	return 0;
+}
+
 size_t pack_builder_size(const struct pack_builder *b)
 {
 	return b->at.size;

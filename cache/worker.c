@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache/compact.h"
 #include "cache/pack.h"
 #include "meta/lock.h"
 
@@ -31,6 +32,7 @@ struct worker {
 	unsigned first; /* shard */
 	bool elected;
 	bool refused; /* the store would not delete; said once */
+	struct compactor *compactor; /* the thread's; NULL: nothing is compacted */
 	pthread_t thread;
 	struct silt_lock lock; /* guards stop */
 	struct silt_cond wake;
@@ -196,17 +198,49 @@ static int bury_due(struct worker *w)
 	return n && !stopping(w) ? bury(w, due, n) : 0;
 }
 
-static void look(struct worker *w)
+static int elect(struct worker *w)
 {
 	/* Whoever fails to say so three times is not the worker any more. */
 	int rc = meta_worker_elect(w->cfg.meta, 3 * w->cfg.interval_ms);
 	w->elected = rc == 1;
+	return rc;
+}
+
+static bool pause_worker(struct worker *w, uint64_t ms)
+{
+	uint64_t until = silt_now_ns() + ms * 1000000u;
+	silt_lock(&w->lock);
+	while (!w->stop && ms && silt_cond_wait_until(&w->wake, &w->lock, until))
+		;
+	bool stop = w->stop;
+	silt_unlock(&w->lock);
+	return !stop;
+}
+
+/* compactor_config.go_on. */
+static bool go_on(void *arg, uint64_t ms)
+{
+	struct worker *w = arg;
+	uint64_t most = w->cfg.interval_ms;
+	for (; ms > most; ms -= most) /* and stays the worker meanwhile */
+		if (!pause_worker(w, most) || elect(w) != 1)
+			return false;
+	return pause_worker(w, ms) && elect(w) == 1;
+}
+
+static void look(struct worker *w)
+{
+	int rc = elect(w);
 	if (rc == 1) {
 		rc = take_lists(w);
 		if (!rc)
 			rc = bury_due(w);
+		if (!rc && w->compactor)
+			rc = compactor_look(w->compactor);
 	} else if (rc == 0) {
 		w->n = 0; /* another one looks after them */
+		if (w->compactor)
+			compactor_forget(w->compactor);
 	}
 	if (rc < 0)
 		silt_debugf(w->cfg.log, "cache.worker", "background work: %s", strerror(-rc));
@@ -236,6 +270,7 @@ static void worker_free(struct worker *w)
 {
 	silt_cond_destroy(&w->wake);
 	silt_lock_destroy(&w->lock);
+	compactor_close(w->compactor);
 	free(w->waiting);
 	free(w);
 }
@@ -250,11 +285,24 @@ int worker_open(const struct worker_config *cfg, struct worker **out)
 		w->cfg.interval_ms = INTERVAL_MS;
 	silt_lock_init(&w->lock);
 	silt_cond_init(&w->wake);
+	struct compactor_config cc = { .store = cfg->store,
+		                       .meta = cfg->meta,
+		                       .log = cfg->log,
+		                       .metrics = cfg->metrics,
+		                       .rate = cfg->compact_rate,
+		                       .wait_ms = cfg->compact_wait_ms,
+		                       .go_on = go_on,
+		                       .arg = w };
+	int rc = cfg->compact_rate ? compactor_open(&cc, &w->compactor) : 0;
+	if (rc) {
+		worker_free(w);
+		return rc;
+	}
 	/* Signals are for the threads of the program that wait for them. */
 	sigset_t all, old;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	int rc = -pthread_create(&w->thread, NULL, worker_main, w);
+	rc = -pthread_create(&w->thread, NULL, worker_main, w);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc) {
 		worker_free(w);

@@ -210,6 +210,16 @@ static void drop_suid(uint32_t *mode)
 		*mode &= ~(uint32_t)S_ISGID;
 }
 
+/* Have the bytes of a file of one extent been moved to another pack? That makes no new version. */
+static bool was_moved(const struct node *n, const struct silt_inode *inode)
+{
+	struct silt_extent e;
+	if (inode->map != SILT_MAP_INLINE || !n->map.valid)
+		return false;
+	return file_map_run(&n->map, inode->extent.off, inode->extent.off + 1, &e) &&
+	       (e.pack != inode->extent.pack || e.pack_off != inode->extent.pack_off);
+}
+
 void node_merge_locked(struct node *n, struct silt_inode *inode)
 {
 	struct silt_attr *a = &n->attr;
@@ -224,7 +234,7 @@ void node_merge_locked(struct node *n, struct silt_inode *inode)
 	} else if (inode->attr.version == a->version) {
 		*a = inode->attr;
 		n->gaps = 0;
-		if (!n->map.valid || unsure)
+		if (!n->map.valid || unsure || was_moved(n, inode))
 			file_map_set(&n->map, inode);
 	} else {
 		if (!later(&a->ctime, &inode->attr.ctime)) {

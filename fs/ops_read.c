@@ -147,6 +147,9 @@ static void read_retry(struct request *r, int err)
 {
 	struct node *n = r->node;
 	if (++r->tries >= READ_TRIES || request_answered(r) || err == -ENOMEM) {
+		if (!request_answered(r))
+			silt_error(r->fs->cfg.log, "inode %llu: reading %zu bytes at %llu fails: %s",
+			           (unsigned long long)n->ino, r->size, (unsigned long long)r->off, strerror(-err));
 		request_end_err(r, err);
 		return;
 	}

@@ -39,6 +39,8 @@ bool function_writes(enum meta_function fn)
 	case F_GARBAGE_PEEK:
 	case F_FOLD_LIST:
 	case F_DEAD_PACKS:
+	case F_NOTED_PACKS:
+	case F_EXTENTS:
 	case F_COUNT_PACKS:
 	case F_LIMITS:
 	case F_INODES:

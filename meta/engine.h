@@ -31,6 +31,8 @@
 	X(F_WORKER, "worker") X(F_RESIGN, "resign") X(F_DEAD_PACKS, "dead_packs")                  \
 	X(F_COUNT_PACKS, "count_packs") X(F_BURY, "bury") X(F_EXHUME, "exhume")                    \
 	X(F_FORGET_PACKS, "forget_packs") X(F_LIMITS, "limits") X(F_INODES, "inodes") X(F_LIVE, "live") \
+	X(F_NOTED_PACKS, "noted_packs") X(F_EXTENTS, "extents") X(F_MOVE, "move")              \
+	X(F_FORGET_NOTED, "forget_noted") X(F_MOVE_LOG, "move_log")                            \
 	X(F_GARBAGE, "garbage") X(F_FIX_INODE, "fix_inode") X(F_DROP_INODE, "drop_inode")          \
 	X(F_FIX_USAGE, "fix_usage") X(F_FIX_LIVE, "fix_live") X(F_EXCLUDE, "exclude")                                     \
 	 X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \
@@ -207,6 +209,12 @@ void tx_finish_stuck(struct meta *m);
  * claim told, under which it died; "": it is our own, which ends. Heartbeat thread. */
 void tx_recover(struct meta *m, const char *session, const char *died);
 void tx_collect_garbage(struct meta *m);
+
+/* packs.c: a list of packs from `cursor` on, as meta_dead_packs(); calls for up to `n` packs, as many as it takes. */
+int list_packs(struct meta *m, unsigned shard, enum meta_function fn, uint64_t *cursor, unsigned want, uint64_t **out,
+               size_t *n);
+int all_packs(struct meta *m, unsigned shard, enum meta_function fn, const uint64_t *packs, size_t n,
+              int64_t *state);
 
 /* fold.c: shortens some of the shard's logs that have grown. True: it did, and there may be more. Blocks. */
 bool fold_logs(struct meta *m, unsigned shard);

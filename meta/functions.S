@@ -10,6 +10,7 @@ silt_functions_begin:
 	.incbin "meta/functions_truncate.lua"
 	.incbin "meta/functions_xattr.lua"
 	.incbin "meta/functions_packs.lua"
+	.incbin "meta/functions_compact.lua"
 	.incbin "meta/functions_ops.lua"
 	.incbin "meta/functions_data.lua"
 	.incbin "meta/functions_lock.lua"

@@ -20,6 +20,7 @@
 --   Tl<p/64>         hash    p%64 -> live bytes of pack p that this shard's files use; "-": it is gone
 --   Tq               set     "q:window": logs that have grown (functions_fold.lua)
 --   Tz               set     packs whose live bytes came to 0 here (functions_packs.lua)
+--   Tn Tn<p/512>     sets    packs that may be worth compacting (functions_compact.lua)
 --   {0}B             string  session of the worker (background work)
 --   {0}R             string  who repairs the volume: no sessions are opened meanwhile
 --   To TD TV                 deleted files that may be open (functions_deleted.lua)
@@ -509,6 +510,16 @@ local function extent_put(off, len, pack, pack_off, stored, flags, skip)
   return s
 end
 
+local SMALL_PACK = 1048576
+
+-- The pack may be worth compacting (functions_compact.lua).
+local function note_pack(T, pack)
+  local part = floor(pack / 512)
+  if call('SADD', T .. 'n' .. hex(part), fmt('%.0f', pack)) == 1 then
+    call('SADD', T .. 'n', fmt('%.0f', part))
+  end
+end
+
 local function live(T, pack, delta)
   if pack == 0 or delta == 0 then return end
   local key, field = T .. 'l' .. hex(floor(pack / 64)), pack % 64
@@ -517,6 +528,10 @@ local function live(T, pack, delta)
   if left == 0 and delta < 0 then
     call('HDEL', key, field)
     call('SADD', T .. 'z', fmt('%.0f', pack))
+  elseif type(left) == 'number' and left > 0 then
+    local _, before = math.frexp(left - delta)
+    local _, after = math.frexp(left)
+    if (left == delta and left < SMALL_PACK) or after < before then note_pack(T, pack) end
   end
 end
 

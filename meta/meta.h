@@ -367,6 +367,37 @@ int meta_packs_bury(struct meta *m, const uint64_t *packs, size_t n, bool *dead)
 /* The shard's list of dead packs need not have these any more. */
 int meta_packs_forget(struct meta *m, unsigned shard, const uint64_t *packs, size_t n);
 
+/* --- Moving bytes to other packs (compact.c, functions_compact.lua) ------------------------------- */
+/* All of these block: not on a reader thread. */
+
+/* About `want` of the packs that one shard has noted: they may be small, or little of them is used any more.
+ * *cursor and *out as with meta_dead_packs(). */
+int meta_noted_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned want, uint64_t **out, size_t *n);
+/* The shard's list need not have these any more. */
+int meta_noted_forget(struct meta *m, unsigned shard, const uint64_t *packs, size_t n);
+
+/* Where the bytes of one window of a file are: the extents as they stand there. */
+struct meta_place {
+	silt_ino ino;
+	uint64_t window;
+	bool log;	  /* out: a window's log; else the one extent of the record */
+	uint8_t *entries; /* out, malloced: encoded extents (extent.h); NULL: there are none */
+	size_t len;
+};
+/* Reads them for places that all lie in `shard`. The caller frees `entries`, also after an error. */
+int meta_read_places(struct meta *m, unsigned shard, struct meta_place *v, size_t n);
+
+/* A run of bytes that was copied into another pack. */
+struct meta_move {
+	uint64_t pack;
+	uint32_t pack_off, to_off;
+};
+/* Extents at `v` (as meta_read_places() left them, all in `shard`) that name one of `moves`, sorted by pack and
+ * pack_off, name pack `to` from then on. Those that have changed since stay as they are. *moved gets how many
+ * extents were changed. -ESTALE: the new pack was deleted meanwhile. */
+int meta_move_places(struct meta *m, unsigned shard, const struct meta_place *v, size_t n,
+		     const struct meta_move *moves, size_t nmoves, uint64_t to, uint64_t *moved);
+
 /* --- What kernels are told, and told to forget (cover.h, buckets.h) -------------------------------- */
 
 /* Before a kernel is given an answer for long: true if it will be said (meta_listen()) when that is no

@@ -30,6 +30,8 @@
 	X(M_STORE_RETRIES, "store.retries", counter, requests, "requests repeated after a fault")  \
 	X(M_STORE_ERRORS, "store.errors", counter, requests, "requests given up")                  \
 	X(M_PACKS_DELETED, "pack.deleted", counter, packs, "packs deleted that nobody used any more") \
+	X(M_PACKS_COMPACTED, "pack.compacted", counter, packs, "packs whose live bytes were moved") \
+	X(M_COMPACTED_BYTES, "pack.compacted_bytes", counter, bytes, "written by compaction") \
 	X(M_PACKS_WRITTEN, "pack.written", counter, packs, "packs put into the store")             \
 	X(M_FRAMES_WRITTEN, "pack.frames", counter, frames, "frames put into packs")               \
 	X(M_PACK_RAW_BYTES, "pack.raw_bytes", counter, bytes, "file bytes that went into packs")   \

@@ -37,18 +37,18 @@ void meta_worker_resign(struct meta *m)
 		freeReplyObject(reply);
 }
 
-int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned want, uint64_t **out,
-                    size_t *n)
+int list_packs(struct meta *m, unsigned shard, enum meta_function fn, uint64_t *cursor, unsigned want, uint64_t **out,
+               size_t *n)
 {
 	redisReply *reply = NULL;
 	*n = 0;
 	*out = NULL;
 	if (!conn_up(m->conn))
 		return -ENOTCONN;
-	struct conn_request *r = call_begin(m, shard, F_DEAD_PACKS, 2, 0);
+	struct conn_request *r = call_begin(m, shard, fn, 2, 0);
 	conn_arg_u64(&r, *cursor);
 	conn_arg_u64(&r, want);
-	int rc = call_checked(m, F_DEAD_PACKS, r, &reply, NULL);
+	int rc = call_checked(m, fn, r, &reply, NULL);
 	const redisReply *next = rc ? NULL : reply_at(reply, 1);
 	if (!rc && !next)
 		rc = -EIO;
@@ -65,6 +65,12 @@ int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned w
 	if (reply)
 		freeReplyObject(reply);
 	return rc;
+}
+
+int meta_dead_packs(struct meta *m, unsigned shard, uint64_t *cursor, unsigned want, uint64_t **out,
+                    size_t *n)
+{
+	return list_packs(m, shard, F_DEAD_PACKS, cursor, want, out, n);
 }
 
 static int64_t number_of(const char *text)
@@ -101,7 +107,7 @@ static int call_packs(struct meta *m, unsigned shard, enum meta_function fn, con
 	return rc;
 }
 
-static int all_packs(struct meta *m, unsigned shard, enum meta_function fn, const uint64_t *packs, size_t n,
+int all_packs(struct meta *m, unsigned shard, enum meta_function fn, const uint64_t *packs, size_t n,
                      int64_t *state)
 {
 	int rc = 0;

@@ -230,11 +230,14 @@ static int open_worker(struct mount *m, struct silt_err *err)
 		.log = m->log,
 		.metrics = &m->metrics,
 		.grace_ms = (uint64_t)(m->options.delete_grace * 1000),
+		.compact_rate = m->options.compact_rate,
+		.compact_wait_ms = (uint64_t)(m->options.compact_wait * 1000),
 	};
 	if (m->options.read_only)
 		return 0;
-	if (wc.grace_ms < 10000)
-		wc.interval_ms = (unsigned)wc.grace_ms / 2;
+	uint64_t soonest = wc.grace_ms < wc.compact_wait_ms ? wc.grace_ms : wc.compact_wait_ms;
+	if (soonest < 10000)
+		wc.interval_ms = (unsigned)soonest / 2;
 	int rc = worker_open(&wc, &m->worker);
 	return rc < 0 ? silt_fail(err, rc, "can't start a thread: %s", strerror(-rc)) : 0;
 }

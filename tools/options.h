@@ -28,7 +28,8 @@ struct mount_options {
 	char *credentials, *ca_file, *region;
 	uint64_t redis_wait;
 	double heartbeat;
-	double delete_grace;
+	double delete_grace, compact_wait;
+	uint64_t compact_rate;
 	char *log;
 	enum silt_log_level log_level;
 	char *debug;

@@ -1,0 +1,29 @@
+/* Private to compact.h's files: compact.c which packs are taken, compact_group.c how those of a group are moved. */
+#pragma once
+#include <limits.h>
+
+#include "cache/compact.h"
+
+#define GROUP_PACKS 1000u
+
+/* A pack that was noted. */
+struct noted {
+	uint64_t pack, since; /* monotonic ns */
+	uint64_t size;        /* of the object; 0: not known yet */
+	uint64_t live;
+	unsigned tries; /* how often it was in a group; NOTED_DAMAGED */
+};
+
+#define NOTED_DAMAGED UINT_MAX
+
+/* What became of a group. */
+struct group_result {
+	uint64_t read, written; /* bytes */
+	uint64_t moved;         /* extents */
+	bool stored;            /* there is a new pack */
+};
+
+/* Moves what is live of `n` packs (GROUP_PACKS at most) into pack `to`. Those that can't be moved, or are damaged, are
+ * passed over, with a line in the log for the second. Errors: as compactor_look(). */
+int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n, uint64_t to,
+                  struct group_result *out);
