@@ -7,12 +7,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "cache/dict.h"
 #include "cache/fetch.h"
 #include "cache/tier.h"
 #include "cache/upload.h"
 
 struct cache {
 	struct tier *tier; /* NULL: no SSD */
+	struct dicts *dicts;
 	struct fetch *fetch;
 	struct uploader *uploader; /* NULL: read-only */
 };
@@ -21,6 +23,16 @@ static void on_pack(void *arg, uint64_t pack, const struct iovec *iov, int niov,
 {
 	struct cache *c = arg;
 	fetch_insert_pack(c->fetch, pack, iov, niov, total);
+}
+
+static int read_dict(void *dicts, uint32_t number, const void **out)
+{
+	return dicts_reader(dicts, number, out);
+}
+
+static const void *write_dict(void *dicts, uint32_t *number)
+{
+	return dicts_writer(dicts, number);
 }
 
 static int open_tier(const struct cache_config *cfg, struct cache *c, struct silt_err *err)
@@ -38,6 +50,8 @@ static int open_fetch(const struct cache_config *cfg, struct cache *c, struct si
 {
 	const struct fetch_config f = { .store = cfg->store,
 		                        .tier = c->tier,
+		                        .dict = read_dict,
+		                        .dicts = c->dicts,
 		                        .log = cfg->log,
 		                        .metrics = cfg->metrics,
 		                        .volume = cfg->volume,
@@ -51,6 +65,8 @@ static int open_uploader(const struct cache_config *cfg, struct cache *c, struct
 	const struct uploader_config u = { .ops = &uploader_ops,
 		                           .store = cfg->store,
 		                           .meta = cfg->meta,
+		                           .dict = write_dict,
+		                           .dicts = c->dicts,
 		                           .log = cfg->log,
 		                           .metrics = cfg->metrics,
 		                           .volume = cfg->volume,
@@ -69,7 +85,14 @@ int cache_open(const struct cache_config *cfg, struct cache **out, struct silt_e
 	struct cache *c = calloc(1, sizeof(*c));
 	if (!c)
 		return silt_fail(err, -ENOMEM, "out of memory");
-	int rc = open_tier(cfg, c, err);
+	const struct dicts_config dc = { .store = cfg->store,
+		                         .meta = cfg->meta,
+		                         .log = cfg->log,
+		                         .volume = cfg->volume,
+		                         .level = cfg->compress_level };
+	int rc = dicts_open(&dc, &c->dicts);
+	if (rc == 0)
+		rc = open_tier(cfg, c, err);
 	if (rc == 0)
 		rc = open_fetch(cfg, c, err);
 	if (rc == 0)
@@ -88,6 +111,7 @@ void cache_close(struct cache *c)
 	fetch_close(c->fetch);
 	if (c->tier)
 		tier_close(c->tier);
+	dicts_close(c->dicts);
 	free(c);
 }
 

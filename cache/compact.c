@@ -17,6 +17,8 @@
 #define SMALL_ENOUGH 8u		      /* small packs that are worth a group */
 #define GROUP_LIVE   PACK_TARGET      /* live bytes after which a group is closed */
 #define GROUP_BYTES  (4u * PACK_TARGET) /* and bytes to be read for it */
+#define SAMPLES_ENOUGH	     1000u
+#define SAMPLE_BYTES_ENOUGH  (512u << 10)
 #define PATIENCE     10u	      /* times wait_ms, then two are worth it */
 #define JUDGED	     UINT64_MAX	      /* as size: off the lists */
 #define TRIES	     4u		      /* of a pack that something else uses too */
@@ -26,6 +28,8 @@ struct compactor {
 	struct pack_ids ids;
 	struct noted *noted; /* by pack */
 	size_t n, cap;
+	struct dict_samples samples;
+	bool trained; /* there is a dictionary, or nothing that files have in common */
 };
 
 static int by_pack(const void *a, const void *b)
@@ -219,6 +223,33 @@ static int after_group(struct compactor *c, struct noted **v, size_t n)
 	return rc ? rc : forget(c, off, noff);
 }
 
+/* Makes the volume's first dictionary, when there are enough samples. */
+static void train(struct compactor *c)
+{
+	uint32_t number;
+	uint64_t without, with;
+	void *dict;
+	size_t len;
+	struct silt_err err = { 0 };
+	if (c->trained || c->samples.n < SAMPLES_ENOUGH || c->samples.used < SAMPLE_BYTES_ENOUGH ||
+	    meta_dictionary(c->cfg.meta, &number))
+		return;
+	c->trained = true;
+	int rc = number ? -EEXIST : dict_train(&c->samples, DICT_SIZE, c->cfg.level, &dict, &len, &without, &with);
+	dict_samples_free(&c->samples);
+	if (rc)
+		return;
+	if (with > without / 10 * 9)
+		silt_debugf(c->cfg.log, "cache.compact", "no dictionary: %" PRIu64 " bytes with one, %" PRIu64 " without",
+		            with, without);
+	else if (dict_publish(c->cfg.store, c->cfg.meta, meta_volume(c->cfg.meta)->id, dict, len, &number, &err))
+		silt_warn(c->cfg.log, "a dictionary can't be stored: %s", err.text);
+	else
+		silt_info(c->cfg.log, "small files are compressed with dictionary %u from now on: samples take %.0f %% of what "
+		          "they took", number, (double)with * 100 / (double)without);
+	free(dict);
+}
+
 static int compact(struct compactor *c, struct noted **v, size_t n)
 {
 	struct noted copies[GROUP_PACKS];
@@ -230,7 +261,7 @@ static int compact(struct compactor *c, struct noted **v, size_t n)
 	int rc = pack_ids_take(&c->ids, &to);
 	if (rc)
 		return rc;
-	rc = compact_group(&c->cfg, copies, n, to, &r);
+	rc = compact_group(&c->cfg, copies, n, to, c->trained || !c->cfg.level ? NULL : &c->samples, &r);
 	for (size_t i = 0; i < n; i++)
 		v[i]->tries = copies[i].tries;
 	if (rc == -EEXIST) { /* Redis has lost its last second, and gives out numbers again */
@@ -249,6 +280,8 @@ static int compact(struct compactor *c, struct noted **v, size_t n)
 	}
 	if (!rc)
 		rc = after_group(c, v, n);
+	if (!rc)
+		train(c);
 	if (!rc && r.read)
 		c->cfg.go_on(c->cfg.arg, r.read * 1000 / c->cfg.rate);
 	return rc;
@@ -299,6 +332,7 @@ void compactor_close(struct compactor *c)
 	if (!c)
 		return;
 	pack_ids_destroy(&c->ids);
+	dict_samples_free(&c->samples);
 	free(c->noted);
 	free(c);
 }

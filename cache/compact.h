@@ -13,6 +13,9 @@
  * elsewhere than its writer took the end to be, keeps its pack. Groups are made in the order of packs, and the runs in
  * one sorted by file, so that what was written together stays together.
  *
+ * Frames stay as they are, also compressed without a dictionary. What passes by is sampled: when there is enough of
+ * small files, and the volume has no dictionary, one is trained, and used if it saves a tenth.
+ *
  * A crash leaves a new pack that nobody names (gc's), or some extents that name the new one and some the old one: both
  * are whole. Two that compact the same packs at once move each extent once; who moved none deletes what it made.
  *
@@ -35,6 +38,7 @@ struct compactor_config {
 	struct silt_metrics *metrics; /* may be NULL */
 	uint64_t rate;		      /* bytes read a second, on average */
 	uint64_t wait_ms;
+	int level; /* zstd; not 0: a volume without a dictionary gets one, trained from what is compacted (dict.h) */
 	/* May it go on? Asked between two groups; waits for up to `ms` if that is not 0. */
 	bool (*go_on)(void *arg, uint64_t ms);
 	void *arg;

@@ -9,13 +9,15 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zstd.h>
 
 #include "cache/compact_impl.h"
 #include "cache/pack.h"
 #include "meta/extent.h"
 #include "meta/lock.h"
 
-#define READERS 8u
+#define READERS        8u
+#define SAMPLES_A_PACK 500u
 
 /* A pack of the group. */
 struct source {
@@ -119,6 +121,27 @@ static int read_sources(struct group *g)
 	for (size_t i = 0; i < g->nsources; i++)
 		g->out->read += g->sources[i].data ? g->sources[i].noted->size : 0;
 	return atomic_load(&g->err);
+}
+
+/* --- samples ------------------------------------------------------------------------------ */
+
+/* Files of one small frame, not written with a dictionary; some of each pack. */
+static void take_samples(struct group *g, struct dict_samples *out)
+{
+	ZSTD_DCtx *zd = ZSTD_createDCtx();
+	for (size_t i = 0; zd && i < g->nsources; i++) {
+		const struct source *s = &g->sources[i];
+		size_t step = s->data ? 1 + s->index.n / SAMPLES_A_PACK : 1;
+		for (size_t k = 0; s->data && k < s->index.n; k += step) {
+			const uint8_t *at = s->data + s->index.v[k].pack_off;
+			struct frame_header h;
+			bool small = frame_header_decode(at, &h) == 0 && !h.off && !h.dict && h.raw <= DICT_FRAME_MAX;
+			uint8_t *to = small ? dict_samples_add(out, h.raw) : NULL;
+			if (to && frame_extract_sound(at, at + FRAME_HEADER, 0, h.raw, to, NULL, zd))
+				memset(to, 0, h.raw); /* whose checksum was right: hardly possible */
+		}
+	}
+	ZSTD_freeDCtx(zd);
 }
 
 /* --- where their bytes are used ----------------------------------------------------------- */
@@ -368,7 +391,7 @@ static int move_all(struct group *g, uint64_t to)
 }
 
 int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n, uint64_t to,
-                  struct group_result *out)
+                  struct dict_samples *samples, struct group_result *out)
 {
 	struct group g = { .cfg = cfg, .nsources = n, .out = out };
 	*out = (struct group_result){ 0 };
@@ -378,6 +401,8 @@ int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n,
 	for (size_t i = 0; i < n; i++)
 		g.sources[i].noted = &v[i];
 	int rc = read_sources(&g);
+	if (!rc && samples)
+		take_samples(&g, samples);
 	if (!rc)
 		rc = find_places(&g);
 	if (!rc)

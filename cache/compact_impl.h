@@ -3,6 +3,7 @@
 #include <limits.h>
 
 #include "cache/compact.h"
+#include "cache/dict.h"
 
 #define GROUP_PACKS 1000u
 
@@ -24,6 +25,7 @@ struct group_result {
 };
 
 /* Moves what is live of `n` packs (GROUP_PACKS at most) into pack `to`. Those that can't be moved, or are damaged, are
- * passed over, with a line in the log for the second. Errors: as compactor_look(). */
+ * passed over, with a line in the log for the second. `samples` (may be NULL) gets small files. Errors: as
+ * compactor_look(). */
 int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n, uint64_t to,
-                  struct group_result *out);
+                  struct dict_samples *samples, struct group_result *out);

@@ -114,13 +114,30 @@ struct decoder *decoder_get(struct fetch *f)
 	if (d)
 		return d;
 	d = malloc(sizeof(*d));
-	if (d)
+	if (d) {
 		d->zd = ZSTD_createDCtx();
+		d->dict = 0;
+	}
 	if (d && !d->zd) {
 		free(d);
 		d = NULL;
 	}
 	return d;
+}
+
+int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict)
+{
+	const void *reader = NULL;
+	if (dict == d->dict)
+		return 0;
+	if (dict && !f->dict)
+		return -EBADMSG;
+	int rc = dict ? f->dict(f->dicts, dict, &reader) : 0;
+	if (!rc && ZSTD_isError(ZSTD_DCtx_refDDict(d->zd, reader)))
+		rc = -ENOMEM;
+	if (!rc)
+		d->dict = dict;
+	return rc;
 }
 
 void decoder_put(struct fetch *f, struct decoder *d)
@@ -168,6 +185,8 @@ int fetch_open(const struct fetch_config *cfg, struct fetch **out, struct silt_e
 		return silt_fail(err, -ENOMEM, "out of memory");
 	f->store = cfg->store;
 	f->tier = cfg->tier;
+	f->dict = cfg->dict;
+	f->dicts = cfg->dicts;
 	f->log = cfg->log;
 	f->metrics = cfg->metrics;
 	f->volume = cfg->volume;

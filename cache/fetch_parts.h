@@ -112,6 +112,7 @@ struct flight_bucket {
 struct decoder {
 	struct decoder *next;
 	ZSTD_DCtx *zd;
+	uint32_t dict; /* it refers to this one */
 	uint8_t raw[PACK_FRAME_RAW];
 };
 
@@ -125,6 +126,8 @@ struct index_load {
 struct fetch {
 	struct store *store;
 	struct tier *tier;
+	int (*dict)(void *dicts, uint32_t number, const void **out);
+	void *dicts;
 	struct silt_log *log;
 	struct silt_metrics *metrics;
 	uint64_t volume;
@@ -167,6 +170,8 @@ void fetch_leave(struct fetch *f);
 /* Hands over a job whose owner called fetch_enter() for it. */
 void fetch_submit(struct fetch *f, struct job *j, bool urgent);
 unsigned fetch_background_waiting(struct fetch *f);
+/* Makes it refer to a dictionary (0: none), which may have to be fetched. -EBADMSG: there are none; -EIO. */
+int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict);
 struct decoder *decoder_get(struct fetch *f); /* NULL: out of memory */
 void decoder_put(struct fetch *f, struct decoder *d);
 

@@ -110,7 +110,11 @@ int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound)
 	bool whole = w->len == h.raw;
 	bool keep = h.raw <= MEMORY_FRAME_MAX || (!whole && !(sound && h.codec == PACK_RAW));
 	const uint8_t *raw = whole ? w->dst : d->raw;
-	int rc;
+	int rc = decoder_use(f, d, h.dict);
+	if (rc) {
+		decoder_put(f, d);
+		return rc;
+	}
 	if (whole || !keep) {
 		rc = extract(data, w->skip, w->len, w->dst, d, sound);
 	} else {

@@ -56,7 +56,8 @@ int frame_header_decode(const uint8_t in[FRAME_HEADER], struct frame_header *out
 
 /* Checks the checksum over header and payload (`stored` bytes at `payload`), then puts the raw bytes
  * [skip, skip + len) of the frame into `dst`. `scratch` needs PACK_FRAME_RAW bytes and is used only
- * for a part of a compressed frame; `zd` is a ZSTD_DCtx of the calling thread. -EBADMSG: damaged. */
+ * for a part of a compressed frame; `zd` is a ZSTD_DCtx of the calling thread, which must refer to the dictionary that
+ * the header names (ZSTD_DCtx_refDDict()). -EBADMSG: damaged. */
 int frame_extract(const uint8_t header[FRAME_HEADER], const uint8_t *payload, uint32_t skip,
 		  uint32_t len, uint8_t *dst, uint8_t *scratch, void *zd, struct frame_header *out);
 /* The same without the checksum: for a frame of a pack in memory that pack_verify() found sound. */
@@ -111,6 +112,10 @@ void pack_builder_free(struct pack_builder *b);
 
 /* Drops what was added and begins another pack with the builder's memory. */
 void pack_builder_reset(struct pack_builder *b, uint64_t pack);
+
+/* Small frames are compressed with a dictionary from now on: `cdict` is a ZSTD_CDict that outlives the builder; NULL:
+ * without. -ENOMEM: without, too. */
+int pack_builder_use_dict(struct pack_builder *b, const void *cdict, uint32_t number);
 
 /* Gives the pack another id, at any time before it is dropped (also after finish: the iovecs stay
  * good). Extents that were handed out before name the old one. */

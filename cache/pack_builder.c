@@ -20,6 +20,7 @@
 #include <sys/random.h>
 #include <zstd.h>
 
+#include "cache/dict.h"
 #include "cache/pack.h"
 #include "cache/pack_impl.h"
 #include "meta/lock.h"
@@ -50,6 +51,9 @@ struct pack_builder {
 	uint64_t pack, volume, nonce;
 	int level;
 	ZSTD_CCtx *zc;
+	ZSTD_CCtx *with_dict; /* refers to `dict`; NULL: there was none so far */
+	const void *dict;
+	uint32_t dict_number;
 	struct chunk *chunks, *current;
 	struct iovec *iov;
 	int iov_cap;
@@ -154,6 +158,24 @@ void pack_builder_reset(struct pack_builder *b, uint64_t pack)
 	add_bytes(b, b->header, PACK_HEADER);
 }
 
+int pack_builder_use_dict(struct pack_builder *b, const void *cdict, uint32_t number)
+{
+	if (cdict == b->dict || !b->level)
+		return 0;
+	b->dict = NULL;
+	if (!cdict)
+		return 0;
+	if (!b->with_dict)
+		b->with_dict = ZSTD_createCCtx();
+	/* The frame's header has the number: zstd need not repeat it. */
+	if (!b->with_dict || ZSTD_isError(ZSTD_CCtx_refCDict(b->with_dict, cdict)) ||
+	    ZSTD_isError(ZSTD_CCtx_setParameter(b->with_dict, ZSTD_c_dictIDFlag, 0)))
+		return -ENOMEM;
+	b->dict = cdict;
+	b->dict_number = number;
+	return 0;
+}
+
 void pack_builder_renumber(struct pack_builder *b, uint64_t pack)
 {
 	b->pack = pack;
@@ -186,6 +208,7 @@ void pack_builder_free(struct pack_builder *b)
 		free(c);
 	}
 	ZSTD_freeCCtx(b->zc);
+	ZSTD_freeCCtx(b->with_dict);
 	free(b->iov);
 	free(b->index);
 	free(b);
@@ -208,13 +231,17 @@ static bool worth_trying(const struct trial *t, size_t raw)
 
 /* Compresses into `to`; returns the payload's length, or 0 when the frame is to be stored raw. */
 static uint32_t try_compress(struct pack_builder *b, struct trial *t, const void *data,
-                             uint32_t raw, uint8_t *to)
+                             uint32_t raw, uint8_t *to, uint32_t *dict)
 {
 	size_t n = 0;
+	*dict = 0;
 	if (worth_trying(t, raw)) {
-		n = ZSTD_compressCCtx(b->zc, to, pack_compressed_max(raw), data, raw, b->level);
+		bool use = b->dict && raw <= DICT_FRAME_MAX;
+		n = use ? ZSTD_compress2(b->with_dict, to, pack_compressed_max(raw), data, raw)
+		        : ZSTD_compressCCtx(b->zc, to, pack_compressed_max(raw), data, raw, b->level);
 		if (ZSTD_isError(n))
 			n = 0;
+		*dict = n && use ? b->dict_number : 0;
 	}
 	t->raw_streak = n ? 0 : t->raw_streak + 1;
 	t->any_compressed |= n != 0;
@@ -259,7 +286,7 @@ static int add_frame(struct pack_builder *b, struct frame_header h, const void *
 		return -ENOMEM;
 	uint8_t *owned = header + FRAME_HEADER;
 	const void *payload = owned;
-	uint32_t packed = b->level ? try_compress(b, t, data, h.raw, owned) : 0;
+	uint32_t packed = b->level ? try_compress(b, t, data, h.raw, owned, &h.dict) : 0;
 	h.codec = packed ? PACK_ZSTD : PACK_RAW;
 	h.stored = packed ? packed : h.raw;
 	if (!packed && copy)

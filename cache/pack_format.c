@@ -46,8 +46,8 @@ int frame_header_decode(const uint8_t in[FRAME_HEADER], struct frame_header *out
 	h.raw = (uint32_t)silt_get_le(&r, 4);
 	h.stored = (uint32_t)silt_get_le(&r, 4);
 	h.xxh3 = silt_get_le(&r, 8);
-	/* Version 1 has no frame flags and no dictionaries. */
-	if (codec > PACK_ZSTD || h.flags || h.dict)
+	/* Version 1 has no frame flags. */
+	if (codec > PACK_ZSTD || h.flags || (h.dict && codec != PACK_ZSTD))
 		return -EBADMSG;
 	if (!frame_lengths_valid(h.off, h.raw, h.stored))
 		return -EBADMSG;

@@ -300,6 +300,10 @@ static int store_batch(struct uploader *u, struct pack_builder *builder, const s
 {
 	struct silt_err why = { .code = 0 };
 	struct object o;
+	uint32_t number = 0;
+	const void *dict = u->cfg.dict ? u->cfg.dict(u->cfg.dicts, &number) : NULL;
+	if (builder)
+		pack_builder_use_dict(builder, dict, number);
 	int err = builder ? build(builder, batch) : -ENOMEM;
 	if (!err)
 		err = pack_builder_finish(builder, &o.iov, &o.niov, &o.total);

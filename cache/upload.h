@@ -38,6 +38,9 @@ struct uploader_config {
 	const struct uploader_ops *ops; /* &uploader_ops */
 	struct store *store;            /* not owned */
 	struct meta *meta;              /* not owned */
+	/* dicts_writer() (dict.h) and its first argument; may be NULL. */
+	const void *(*dict)(void *dicts, uint32_t *number);
+	void *dicts;
 	struct silt_log *log;           /* may be NULL */
 	struct silt_metrics *metrics;   /* may be NULL */
 	uint64_t volume;

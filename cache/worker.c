@@ -291,6 +291,7 @@ int worker_open(const struct worker_config *cfg, struct worker **out)
 		                       .metrics = cfg->metrics,
 		                       .rate = cfg->compact_rate,
 		                       .wait_ms = cfg->compact_wait_ms,
+		                       .level = cfg->compress_level,
 		                       .go_on = go_on,
 		                       .arg = w };
 	int rc = cfg->compact_rate ? compactor_open(&cc, &w->compactor) : 0;

@@ -21,6 +21,7 @@ struct worker_config {
 	uint64_t grace_ms;	      /* from when a pack is first seen to be dead */
 	unsigned interval_ms;	      /* between two looks; 0: 5,000 */
 	uint64_t compact_rate;	      /* bytes read a second; 0: nothing is compacted */
+	int compress_level;	      /* zstd; 0: no dictionary is trained */
 	uint64_t compact_wait_ms;     /* from when a pack is first seen to be noted */
 };
 

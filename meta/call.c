@@ -41,6 +41,7 @@ bool function_writes(enum meta_function fn)
 	case F_DEAD_PACKS:
 	case F_NOTED_PACKS:
 	case F_EXTENTS:
+	case F_DICTIONARY:
 	case F_COUNT_PACKS:
 	case F_LIMITS:
 	case F_INODES:

@@ -181,3 +181,40 @@ int meta_move_places(struct meta *m, unsigned shard, const struct meta_place *v,
 	*moved = g.moved;
 	return rc;
 }
+
+/* --- dictionaries --- */
+
+static int number_call(struct meta *m, enum meta_function fn, uint32_t give, uint32_t *number)
+{
+	redisReply *reply = NULL;
+	if (!conn_up(m->conn))
+		return -ENOTCONN;
+	struct conn_request *r = call_begin(m, 0, fn, give != 0, 0);
+	if (give)
+		conn_arg_u64(&r, give);
+	int rc = call_checked(m, fn, r, &reply, NULL);
+	const redisReply *s = rc || !number ? NULL : reply_at(reply, 1);
+	uint64_t v = s ? strtoull(s->str, NULL, 10) : 0;
+	if (!rc && number && (!s || v > UINT32_MAX))
+		rc = -EIO;
+	if (!rc && number)
+		*number = (uint32_t)v;
+	if (reply)
+		freeReplyObject(reply);
+	return rc;
+}
+
+int meta_dictionary(struct meta *m, uint32_t *number)
+{
+	return number_call(m, F_DICTIONARY, 0, number);
+}
+
+int meta_dictionary_new(struct meta *m, uint32_t *number)
+{
+	return number_call(m, F_DICTIONARY_NEW, 0, number);
+}
+
+int meta_dictionary_use(struct meta *m, uint32_t number)
+{
+	return number_call(m, F_DICTIONARY_USE, number, NULL);
+}

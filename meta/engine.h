@@ -33,6 +33,8 @@
 	X(F_FORGET_PACKS, "forget_packs") X(F_LIMITS, "limits") X(F_INODES, "inodes") X(F_LIVE, "live") \
 	X(F_NOTED_PACKS, "noted_packs") X(F_EXTENTS, "extents") X(F_MOVE, "move")              \
 	X(F_FORGET_NOTED, "forget_noted") X(F_MOVE_LOG, "move_log")                            \
+	X(F_DICTIONARY, "dictionary") X(F_DICTIONARY_NEW, "dictionary_new")                    \
+	X(F_DICTIONARY_USE, "dictionary_use")                                                  \
 	X(F_GARBAGE, "garbage") X(F_FIX_INODE, "fix_inode") X(F_DROP_INODE, "drop_inode")          \
 	X(F_FIX_USAGE, "fix_usage") X(F_FIX_LIVE, "fix_live") X(F_EXCLUDE, "exclude")                                     \
 	 X(F_X_MAKE_DIR, "x_make_dir") X(F_X_LINK, "x_link")      \

@@ -9,7 +9,7 @@
 --   {0}f             string  id of the volume that a format is about to make; gone when it is made
 --   {0}S  {0}H       hash    session id -> JSON; sorted set: session id by expiry (ms)
 --   Tc               hash    counters: n last inode sequence, i inodes, b bytes, d (see TD),
---                            p last pack (shard 0),
+--                            p last pack, k last and K current dictionary (shard 0),
 --                            s last session (shard 0), h ms of the last heartbeat (shard 0)
 --   Ti<q/64>         hash    INODE BUCKET: q%64 -> inode record    (q: sequence, hex in key names)
 --   Td<q>:<start>    hash    DENTRY BUCKET of directory q: name -> entry

@@ -89,3 +89,22 @@ function compact.move_log(K, A)
   table.remove(A, 1)
   return fold.apply(K, A)
 end
+
+-- --- dictionaries (cache/dict.h), shard 0: Tc has the last number, k, and the current one, K
+
+local dictionary = {}
+
+function dictionary.current(K, A)
+  return { 0, call('HGET', K[1] .. 'c', 'K') or '0' }
+end
+
+-- retry: a number for a new one
+function dictionary.new(K, A)
+  return { 0, fmt('%.0f', call('HINCRBY', K[1] .. 'c', 'k', 1)) }
+end
+
+-- number, retry: it is the current one
+function dictionary.use(K, A)
+  call('HSET', K[1] .. 'c', 'K', A[1])
+  return { 0 }
+end

@@ -417,7 +417,7 @@ end
 register({ 'no-writes' }, { 'lookup', lookup, 'getattr', getattr, 'readlink', readlink, 'window', window,
   'windows', windows, 'readdir', readdir, 'statfs', statfs, 'session_list', session.list,
   'garbage_peek', garbage_peek, 'fold_list', fold.list, 'limits', scan.limits, 'inodes', scan.inodes, 'live', scan.live, 'garbage', scan.garbage,
-  'noted_packs', compact.list, 'extents', compact.extents, 'dead_packs', dead.list, 'count_packs', dead.count, 'getxattr', xattr.get, 'listxattr', xattr.list,
+  'noted_packs', compact.list, 'extents', compact.extents, 'dictionary', dictionary.current, 'dead_packs', dead.list, 'count_packs', dead.count, 'getxattr', xattr.get, 'listxattr', xattr.list,
   'cover', cover })
 
 register({}, { 'make', make, 'link', link, 'commit', commit, 'alloc', alloc, 'format', format,
@@ -431,7 +431,8 @@ register({ 'allow-oom' }, { 'setattr', setattr, 'unlink', unlink, 'rmdir', rmdir
   'garbage_done', garbage_done, 'fold', fold.apply, 'worker', dead.worker, 'resign', dead.resign,
   'fix_inode', scan.fix_inode, 'drop_inode', scan.drop_inode,
   'fix_usage', scan.fix_usage, 'fix_live', scan.fix_live, 'exclude', session.exclude, 'bury', dead.bury, 'exhume', dead.exhume, 'forget_packs', dead.forget,
-  'forget_noted', compact.forget, 'move', compact.move, 'move_log', compact.move_log, 'take', x.take,
+  'forget_noted', compact.forget, 'move', compact.move, 'move_log', compact.move_log,
+  'dictionary_new', dictionary.new, 'dictionary_use', dictionary.use, 'take', x.take,
   'x_end', x.finish, 'x_drop', x.drop, 'x_forget', x.forget, 'x_clear', x.clear, 'x_mark', x.mark,
   'x_rmdir', x.rmdir, 'x_unmark', x.unmark, 'x_aim', x.aim, 'x_refuse', x.refuse, 'x_insert', x.insert,
   'x_exchange', x.exchange, 'x_moved', x.moved, 'x_lock', x.lock,

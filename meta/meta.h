@@ -398,6 +398,13 @@ struct meta_move {
 int meta_move_places(struct meta *m, unsigned shard, const struct meta_place *v, size_t n,
 		     const struct meta_move *moves, size_t nmoves, uint64_t to, uint64_t *moved);
 
+/* --- Dictionaries (compact.c, cache/dict.h) ------------------------------------------------------ */
+/* All of these block: not on a reader thread. The number of the current one, 0: there is none; a new number; make a
+ * number the current one. */
+int meta_dictionary(struct meta *m, uint32_t *number);
+int meta_dictionary_new(struct meta *m, uint32_t *number);
+int meta_dictionary_use(struct meta *m, uint32_t number);
+
 /* --- What kernels are told, and told to forget (cover.h, buckets.h) -------------------------------- */
 
 /* Before a kernel is given an answer for long: true if it will be said (meta_listen()) when that is no

@@ -330,7 +330,7 @@ static void test_group(void **state)
 	assert_int_equal(DO(meta_clone(f->m, clone, &shared, 1, len, false, now(), meta_wait_done, &w_), NULL), 0);
 	v[2].live = (uint64_t)live_of(f, OURS + 2);
 	v[3].size -= 1;
-	assert_int_equal(compact_group(&cfg, v, FILES, OURS + 100, &r), 0);
+	assert_int_equal(compact_group(&cfg, v, FILES, OURS + 100, NULL, &r), 0);
 	assert_true(r.stored);
 	assert_int_equal(r.moved, FILES - 3);
 	assert_int_equal(v[3].tries, NOTED_DAMAGED);
@@ -343,7 +343,7 @@ static void test_group(void **state)
 		check_file(f, i, len);
 	}
 	/* The same packs by another worker, that has read them before: nothing is left to be moved. */
-	assert_int_equal(compact_group(&cfg, v + 4, FILES - 4, OURS + 101, &r), 0);
+	assert_int_equal(compact_group(&cfg, v + 4, FILES - 4, OURS + 101, NULL, &r), 0);
 	assert_int_equal(r.moved, 0);
 	assert_int_equal(live_of(f, OURS + 101), 0);
 }

@@ -20,6 +20,7 @@ int cmd_info(int argc, char **argv);
 int cmd_warmup(int argc, char **argv);
 int cmd_fsck(int argc, char **argv);
 int cmd_gc(int argc, char **argv);
+int cmd_train(int argc, char **argv);
 int cmd_debug(int argc, char **argv);
 
 /* Called as mount.siltfs by mount(8): ADDRESS MOUNTPOINT [-sfnv] [-o OPTIONS]. */

@@ -231,6 +231,8 @@ static int open_worker(struct mount *m, struct silt_err *err)
 		.metrics = &m->metrics,
 		.grace_ms = (uint64_t)(m->options.delete_grace * 1000),
 		.compact_rate = m->options.compact_rate,
+		.compress_level = m->options.compress_level >= 0 ? m->options.compress_level
+		                                                 : meta_volume(m->volume->meta)->compress_level,
 		.compact_wait_ms = (uint64_t)(m->options.compact_wait * 1000),
 	};
 	if (m->options.read_only)

@@ -17,6 +17,7 @@ static const struct cli_command commands[] = {
 	{ "warmup", "PATH...", "bring files to this node's SSD", cmd_warmup },
 	{ "fsck", "ADDRESS", "check a volume, and repair it", cmd_fsck },
 	{ "gc", "ADDRESS", "delete objects that no file uses", cmd_gc },
+	{ "train", "ADDRESS PATH...", "make a dictionary for compressing small files", cmd_train },
 	{ "debug", "WHAT ...", "show inodes, directories, packs and slots as they are", cmd_debug },
 };
 

@@ -216,12 +216,13 @@ def by_hand():
         "dead_packs": [b"0", b"10"], "count_packs": [b"1", b"7"], "bury": [b"1", b"7"], "exhume": [b"1", b"7"],
         "forget_packs": [b"7"], "limits": [], "inodes": [b"0", b"9"], "live": [b"0", b"9"],
         "noted_packs": [b"0", b"10"], "extents": [b"2", b"0"], "forget_noted": [b"7"],
+        "dictionary": [], "dictionary_new": [], "dictionary_use": [b"3"],
         "move": [b"9", b"2", b"", b"", b"7", b"1"], "move_log": [b"9", b"2:0", b"5", b"0" * 40, b"", b"7", b"1"],
         "garbage": [b"0", b"10"], "fix_inode": [b"2", b"", b"1", b""], "drop_inode": [b"2", b""],
         "fix_usage": [b"1", b"2", b"3", b"4"], "fix_live": [b"7", b"1", b"2"], "exclude": [b"x", b"0"],
     }
     reading = {"session_list", "garbage_peek", "deleted", "window", "next_window", "statfs", "windows",
-               "readlink", "dead_packs", "count_packs", "noted_packs", "extents", "limits", "inodes", "live", "garbage"}
+               "readlink", "dead_packs", "count_packs", "noted_packs", "extents", "dictionary", "limits", "inodes", "live", "garbage"}
     return {n: [b"FCALL", b"silt1_" + n.encode(), b"1", T, *a, *([] if n in reading else [b"0"])]
             for n, a in given.items()}
 
