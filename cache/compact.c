@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cache/compact_impl.h"
 #include "cache/pack.h"
@@ -15,6 +16,7 @@
 #define NOTED_MAX    (1u << 18)
 #define COUNT_BATCH  1000u
 #define SMALL_ENOUGH 8u		      /* small packs that are worth a group */
+#define RECLAIM_ENOUGH (256u << 10)   /* bytes that a group of half-used small ones gives back */
 #define GROUP_LIVE   PACK_TARGET      /* live bytes after which a group is closed */
 #define GROUP_BYTES  (4u * PACK_TARGET) /* and bytes to be read for it */
 #define SAMPLES_ENOUGH	     1000u
@@ -29,6 +31,8 @@ struct compactor {
 	struct noted *noted; /* by pack */
 	size_t n, cap;
 	struct dict_samples samples;
+	uint64_t paused; /* until then nothing is read, monotonic ns */
+	unsigned first;  /* shard */
 	bool trained; /* there is a dictionary, or nothing that files have in common */
 };
 
@@ -68,7 +72,7 @@ static int take_list(struct compactor *c, unsigned shard, const struct noted *ol
 			rc = note(c, known && known->size != JUDGED ? *known : d);
 		}
 		free(packs);
-	} while (!rc && cursor && c->n < NOTED_MAX && c->cfg.go_on(c->cfg.arg, 0));
+	} while (!rc && cursor && c->n < NOTED_MAX && !c->cfg.stopping(c->cfg.arg));
 	return rc;
 }
 
@@ -90,8 +94,11 @@ static int take_lists(struct compactor *c)
 	int rc = 0;
 	c->noted = NULL;
 	c->n = c->cap = 0;
-	for (unsigned s = 0; s < meta_volume(c->cfg.meta)->shards && !rc; s++)
-		rc = take_list(c, s, old, nold);
+	/* Another one first each time: there may be more than are remembered. */
+	unsigned shards = meta_volume(c->cfg.meta)->shards;
+	c->first = (c->first + 1) % shards;
+	for (unsigned s = 0; s < shards && !rc; s++)
+		rc = take_list(c, (c->first + s) % shards, old, nold);
 	if (rc) { /* what was known is kept for the next look */
 		free(c->noted);
 		c->noted = old;
@@ -150,10 +157,13 @@ static int find_size(struct compactor *c, struct noted *d)
 		return 0;
 	pack_key(d->pack, key);
 	int rc = store_head(c->cfg.store, key, &info, &err);
-	if (rc == -ENOENT)
+	if (rc == -ENOENT) {
 		info.size = UINT64_MAX - 1; /* it died */
-	else if (rc)
+	} else if (rc) {
+		silt_warn(c->cfg.log, "compaction: %s", err.text);
 		return rc;
+	}
+	d->mtime = info.mtime;
 	d->size = info.size ? info.size : 1;
 	return 0;
 }
@@ -173,9 +183,14 @@ static int judge(struct compactor *c, struct noted **v, size_t n, struct noted *
 	int rc = count_live(c, v, n);
 	*nout = 0;
 	for (size_t i = 0; i < n && !rc; i++) {
-		rc = find_size(c, v[i]);
-		if (rc)
-			break;
+		if (c->cfg.stopping(c->cfg.arg))
+			return -ECANCELED;
+		if (find_size(c, v[i])) { /* others may go better */
+			v[i]->since = silt_now_ns();
+			if (++v[i]->tries >= TRIES)
+				off[noff++] = v[i];
+			continue;
+		}
 		if (worth_it(v[i]))
 			out[(*nout)++] = v[i];
 		else
@@ -206,7 +221,8 @@ static size_t group_of(const struct compactor *c, struct noted **v, size_t n)
 		patient = patient || now - v[k]->since > PATIENCE * c->cfg.wait_ms * 1000000u;
 	}
 	bool full = k < n || live >= GROUP_LIVE / 2;
-	return large || k >= SMALL_ENOUGH || (k > 1 && (full || patient)) ? k : 0;
+	bool wasteful = live <= bytes / 2 && bytes - live >= RECLAIM_ENOUGH;
+	return large || wasteful || k >= SMALL_ENOUGH || (k > 1 && (full || patient)) ? k : 0;
 }
 
 /* What was moved away is dead now, and off the lists; what something else uses as well is looked at a few times. */
@@ -217,6 +233,12 @@ static int after_group(struct compactor *c, struct noted **v, size_t n)
 	int rc = count_live(c, v, n);
 	for (size_t i = 0; i < n && !rc; i++) {
 		v[i]->since = silt_now_ns();
+		if (v[i]->live && v[i]->held) {
+			int64_t left = v[i]->mtime + APPEND_HOLD - time(NULL);
+			v[i]->since += left > 0 ? (uint64_t)left * 1000000000u : 0;
+			v[i]->held = false;
+			continue;
+		}
 		if (!v[i]->live || v[i]->tries == NOTED_DAMAGED || ++v[i]->tries >= TRIES)
 			off[noff++] = v[i];
 	}
@@ -250,11 +272,27 @@ static void train(struct compactor *c)
 	free(dict);
 }
 
+/* What may be named by now is asked of the counters, whatever the replies were: one may have been lost, and the
+ * answer to the call that was sent again may not know. From the burial on nobody can name it. */
+static void drop_unused(struct compactor *c, uint64_t to)
+{
+	char key[PACK_KEY_MAX];
+	bool dead = false;
+	pack_key(to, key);
+	if (!meta_packs_bury(c->cfg.meta, &to, 1, &dead) && dead)
+		store_delete(c->cfg.store, key, NULL);
+}
+
+/* Only what concerns all packs ends a look. */
+static bool ends_look(int rc)
+{
+	return rc == -ENOTCONN || rc == -ETIMEDOUT || rc == -ENOMEM || rc == -ECANCELED || rc == -EEXIST;
+}
+
 static int compact(struct compactor *c, struct noted **v, size_t n)
 {
 	struct noted copies[GROUP_PACKS];
 	struct group_result r;
-	char key[PACK_KEY_MAX];
 	uint64_t to;
 	for (size_t i = 0; i < n; i++)
 		copies[i] = *v[i];
@@ -262,15 +300,20 @@ static int compact(struct compactor *c, struct noted **v, size_t n)
 	if (rc)
 		return rc;
 	rc = compact_group(&c->cfg, copies, n, to, c->trained || !c->cfg.level ? NULL : &c->samples, &r);
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
 		v[i]->tries = copies[i].tries;
+		v[i]->held = copies[i].held;
+	}
+	c->paused = silt_now_ns() + r.read * 1000 / c->cfg.rate * 1000000u;
 	if (rc == -EEXIST) { /* Redis has lost its last second, and gives out numbers again */
 		pack_ids_discard(&c->ids);
 		return rc;
 	}
-	if (!rc && r.stored && !r.moved) { /* another one was first */
-		pack_key(to, key);
-		store_delete(c->cfg.store, key, NULL);
+	if (!rc && r.stored)
+		drop_unused(c, to); /* another one was first, or it all has changed */
+	if (rc && !ends_look(rc)) {
+		silt_warn(c->cfg.log, "compaction of %zu packs: %s", n, strerror(-rc));
+		rc = 0;
 	}
 	if (!rc && r.moved) {
 		silt_count(c->cfg.metrics, M_PACKS_COMPACTED, n);
@@ -282,17 +325,25 @@ static int compact(struct compactor *c, struct noted **v, size_t n)
 		rc = after_group(c, v, n);
 	if (!rc)
 		train(c);
-	if (!rc && r.read)
-		c->cfg.go_on(c->cfg.arg, r.read * 1000 / c->cfg.rate);
 	return rc;
+}
+
+/* Is there time for another group? */
+static bool more(struct compactor *c, uint64_t began)
+{
+	uint64_t now = silt_now_ns();
+	return now >= c->paused && now - began < c->cfg.budget_ms * 1000000u && !c->cfg.stopping(c->cfg.arg) &&
+	       c->cfg.go_on(c->cfg.arg);
 }
 
 int compactor_look(struct compactor *c)
 {
 	struct noted *due[GROUP_PACKS], *good[GROUP_PACKS];
 	uint64_t now = silt_now_ns();
+	if (now < c->paused)
+		return 0;
 	int rc = take_lists(c);
-	for (size_t i = 0; i < c->n && !rc && c->cfg.go_on(c->cfg.arg, 0);) {
+	for (size_t i = 0; i < c->n && !rc && more(c, now);) {
 		size_t n = 0, ngood, k;
 		for (; i < c->n && n < GROUP_PACKS; i++)
 			if (now > c->noted[i].since && now - c->noted[i].since >= c->cfg.wait_ms * 1000000u)
@@ -301,14 +352,14 @@ int compactor_look(struct compactor *c)
 		if (rc || !n)
 			break;
 		qsort(good, ngood, sizeof(*good), cmp_noted);
-		for (size_t at = 0; at < ngood && !rc && c->cfg.go_on(c->cfg.arg, 0); at += k) {
+		for (size_t at = 0; at < ngood && !rc && more(c, now); at += k) {
 			k = group_of(c, good + at, ngood - at);
 			if (!k)
 				break;
 			rc = compact(c, good + at, k);
 		}
 	}
-	return rc;
+	return rc == -ECANCELED ? 0 : rc;
 }
 
 void compactor_forget(struct compactor *c)

@@ -7,10 +7,10 @@
  * come to rest, and when
  *
  *	large	less than half of its bytes are live
- *	small	(under COMPACT_SMALL) there are enough of them to make a larger one
+ *	small	(under COMPACT_SMALL) there are enough of them to make a larger one, or most of them is unused
  *
- * and all of its live bytes can be found by the frames in it: a run that was cloned into another file, or appended
- * elsewhere than its writer took the end to be, keeps its pack. Groups are made in the order of packs, and the runs in
+ * and all of its live bytes can be found by the frames in it: a run that was cloned into another file keeps its pack.
+ * So does one that was appended, for a day: who sends an append again knows by its place that it was done. Groups are made in the order of packs, and the runs in
  * one sorted by file, so that what was written together stays together.
  *
  * Frames stay as they are, also compressed without a dictionary. What passes by is sampled: when there is enough of
@@ -39,8 +39,9 @@ struct compactor_config {
 	uint64_t rate;		      /* bytes read a second, on average */
 	uint64_t wait_ms;
 	int level; /* zstd; not 0: a volume without a dictionary gets one, trained from what is compacted (dict.h) */
-	/* May it go on? Asked between two groups; waits for up to `ms` if that is not 0. */
-	bool (*go_on)(void *arg, uint64_t ms);
+	uint64_t budget_ms; /* one look takes about so long; what is left is for the next */
+	bool (*go_on)(void *arg);    /* is it still the worker? between two groups; may ask Redis */
+	bool (*stopping)(void *arg); /* shall it end? any thread, often */
 	void *arg;
 };
 

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <zstd.h>
 
 #include "cache/compact_impl.h"
@@ -18,6 +19,8 @@
 
 #define READERS        8u
 #define SAMPLES_A_PACK 500u
+#define PLACES_AT_ONCE 1000u
+#define ENTRIES_MAX    (32u << 20) /* bytes of logs that a group looks at; packs that need more stay */
 
 /* A pack of the group. */
 struct source {
@@ -44,8 +47,10 @@ struct group {
 	atomic_int err;
 	struct meta_place *places; /* by shard, inode, window */
 	size_t nplaces, cap_places;
+	size_t entry_bytes; /* of places */
 	struct run *runs;
 	size_t nruns, cap_runs;
+	bool hidden; /* logs have entries of these packs that others cover */
 	struct group_result *out;
 };
 
@@ -81,8 +86,12 @@ static int read_source(struct group *g, struct source *s)
 		leave_out(s);
 		return 0;
 	}
-	if (got < 0)
-		return (int)got;
+	if (got < 0) {
+		silt_warn(g->cfg->log, "compaction: %s", err.text[0] ? err.text : strerror((int)-got));
+		s->noted->tries++;
+		leave_out(s);
+		return got == -ENOMEM ? -ENOMEM : 0;
+	}
 	if ((uint64_t)got != size ||
 	    pack_verify(s->data, size, s->noted->pack, meta_volume(g->cfg->meta)->id, why) || decode_index(s)) {
 		silt_error(g->cfg->log, "pack %016" PRIx64 " is damaged and can't be compacted: %s", s->noted->pack,
@@ -97,7 +106,7 @@ static void *reader_main(void *arg)
 {
 	struct group *g = arg;
 	size_t i;
-	while (!atomic_load(&g->err) && (i = atomic_fetch_add(&g->next, 1)) < g->nsources) {
+	while (!atomic_load(&g->err) && !g->cfg->stopping(g->cfg->arg) && (i = atomic_fetch_add(&g->next, 1)) < g->nsources) {
 		int rc = read_source(g, &g->sources[i]);
 		if (rc)
 			atomic_store(&g->err, rc);
@@ -120,7 +129,8 @@ static int read_sources(struct group *g)
 		pthread_join(threads[--n], NULL);
 	for (size_t i = 0; i < g->nsources; i++)
 		g->out->read += g->sources[i].data ? g->sources[i].noted->size : 0;
-	return atomic_load(&g->err);
+	int rc = atomic_load(&g->err);
+	return !rc && g->cfg->stopping(g->cfg->arg) ? -ECANCELED : rc;
 }
 
 /* --- samples ------------------------------------------------------------------------------ */
@@ -188,7 +198,14 @@ static int by_shard(struct group *g, int (*each)(struct group *g, unsigned shard
 
 static int read_places(struct group *g, unsigned shard, struct meta_place *v, size_t n)
 {
-	return meta_read_places(g->cfg->meta, shard, v, n);
+	int rc = 0;
+	for (size_t i = 0, some; i < n && !rc && g->entry_bytes <= ENTRIES_MAX; i += some) {
+		some = n - i < PLACES_AT_ONCE ? n - i : PLACES_AT_ONCE;
+		rc = g->cfg->stopping(g->cfg->arg) ? -ECANCELED : meta_read_places(g->cfg->meta, shard, v + i, some);
+		for (size_t k = 0; k < some; k++)
+			g->entry_bytes += v[i + k].len;
+	}
+	return rc;
 }
 
 static int find_places(struct group *g)
@@ -242,6 +259,20 @@ static bool frames_of(struct run *r)
 	return bytes == r->stored && r->n > 0;
 }
 
+/* An entry as it stands: its bytes are live, whether they show or not. */
+static void note_entry(struct group *g, const struct silt_extent *e)
+{
+	struct source *s = e->flags & EXTENT_HOLE ? NULL : source_of(g, e->pack);
+	if (!s)
+		return;
+	s->found += e->stored;
+	if ((e->flags & EXTENT_APPENDED) && time(NULL) - s->noted->mtime < APPEND_HOLD) {
+		s->noted->held = true;
+		leave_out(s);
+	}
+}
+
+/* One that shows: its run is copied. */
 static int add_run(struct group *g, const struct silt_extent *e)
 {
 	struct source *s = e->flags & EXTENT_HOLE ? NULL : source_of(g, e->pack);
@@ -255,7 +286,6 @@ static int add_run(struct group *g, const struct silt_extent *e)
 		leave_out(s);
 		return 0;
 	}
-	s->found += e->stored;
 	if (g->nruns == g->cap_runs) {
 		size_t cap = g->cap_runs ? g->cap_runs * 2 : 1024;
 		struct run *v = reallocarray(g->runs, cap, sizeof(*v));
@@ -296,14 +326,22 @@ static int find_runs(struct group *g)
 		/* The extent of a record comes with each window that was asked for. */
 		if (!p->log && i && g->places[i - 1].ino == p->ino)
 			continue;
-		for (size_t at = 0; at < p->len && !rc;) {
+		struct extent_map map;
+		extent_map_init(&map);
+		size_t entries = 0;
+		for (size_t at = 0; at < p->len && !rc; entries++) {
 			struct silt_extent e;
 			int used = extent_decode(p->entries + at, p->len - at, &e);
 			if (used < 0)
 				break;
-			rc = add_run(g, &e);
+			note_entry(g, &e);
+			rc = extent_map_add(&map, &e);
 			at += (size_t)used;
 		}
+		g->hidden = g->hidden || map.n < entries;
+		for (size_t k = 0; k < map.n && !rc; k++)
+			rc = add_run(g, &map.v[k]);
+		extent_map_free(&map);
 	}
 	/* Bytes that something else names would have to stay, and now be there twice. */
 	for (size_t i = 0; i < g->nsources; i++)
@@ -372,11 +410,11 @@ static int by_old_place(const void *a, const void *b)
 
 static int move_all(struct group *g, uint64_t to)
 {
-	struct meta_move *moves = calloc(g->nruns, sizeof(*moves));
+	struct meta_move *moves = calloc(g->nruns + 1, sizeof(*moves));
 	int rc = moves ? 0 : -ENOMEM;
 	for (size_t i = 0; i < g->nruns && !rc; i++)
 		moves[i] = (struct meta_move){ g->runs[i].s->noted->pack, g->runs[i].pack_off, g->runs[i].to_off };
-	if (!rc)
+	if (!rc && g->nruns)
 		qsort(moves, g->nruns, sizeof(*moves), by_old_place);
 	for (size_t i = 0, n; i < g->nplaces && !rc; i += n) {
 		unsigned shard = silt_ino_shard(g->places[i].ino);
@@ -408,9 +446,11 @@ int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n,
 	if (!rc)
 		rc = find_runs(&g);
 	if (!rc && g.nruns)
-		rc = store_pack(&g, to);
-	if (!rc && out->stored)
+		rc = g.cfg->stopping(g.cfg->arg) ? -ECANCELED : store_pack(&g, to);
+	if (!rc && (out->stored || g.hidden)) {
+		out->moving = true;
 		rc = move_all(&g, to);
+	}
 	for (size_t i = 0; i < n; i++)
 		leave_out(&g.sources[i]);
 	for (size_t i = 0; i < g.nplaces; i++)

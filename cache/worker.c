@@ -206,26 +206,14 @@ static int elect(struct worker *w)
 	return rc;
 }
 
-static bool pause_worker(struct worker *w, uint64_t ms)
+static bool go_on(void *arg)
 {
-	uint64_t until = silt_now_ns() + ms * 1000000u;
-	silt_lock(&w->lock);
-	while (!w->stop && ms && silt_cond_wait_until(&w->wake, &w->lock, until))
-		;
-	bool stop = w->stop;
-	silt_unlock(&w->lock);
-	return !stop;
+	return elect(arg) == 1;
 }
 
-/* compactor_config.go_on. */
-static bool go_on(void *arg, uint64_t ms)
+static bool shall_stop(void *arg)
 {
-	struct worker *w = arg;
-	uint64_t most = w->cfg.interval_ms;
-	for (; ms > most; ms -= most) /* and stays the worker meanwhile */
-		if (!pause_worker(w, most) || elect(w) != 1)
-			return false;
-	return pause_worker(w, ms) && elect(w) == 1;
+	return stopping(arg);
 }
 
 static void look(struct worker *w)
@@ -292,7 +280,9 @@ int worker_open(const struct worker_config *cfg, struct worker **out)
 		                       .rate = cfg->compact_rate,
 		                       .wait_ms = cfg->compact_wait_ms,
 		                       .level = cfg->compress_level,
+		                       .budget_ms = w->cfg.interval_ms,
 		                       .go_on = go_on,
+		                       .stopping = shall_stop,
 		                       .arg = w };
 	int rc = cfg->compact_rate ? compactor_open(&cc, &w->compactor) : 0;
 	if (rc) {

@@ -162,6 +162,15 @@ static void work_on(struct coherence *c, struct bucket *b)
 /* Lock held; returns with it held. False: nothing was due; *until gets when something will be. */
 static bool work(struct coherence *c, uint64_t *until)
 {
+	struct check *k = c->checks;
+	if (k) {
+		if (!(c->checks = k->next))
+			c->checks_tail = &c->checks;
+		silt_unlock(&c->lock);
+		coherence_end_check(k);
+		silt_lock(&c->lock);
+		return true;
+	}
 	uint64_t now = silt_now_ns();
 	struct bucket *b = pop(&c->fresh);
 	for (int i = 0; i < AGAINS && !b; i++)
@@ -170,15 +179,6 @@ static bool work(struct coherence *c, uint64_t *until)
 	if (b) {
 		silt_unlock(&c->lock);
 		work_on(c, b); /* takes the lock */
-		return true;
-	}
-	struct check *k = c->checks;
-	if (k) {
-		if (!(c->checks = k->next))
-			c->checks_tail = &c->checks;
-		silt_unlock(&c->lock);
-		coherence_end_check(k);
-		silt_lock(&c->lock);
 		return true;
 	}
 	struct young *y = c->young;

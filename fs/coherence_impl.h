@@ -30,9 +30,8 @@ struct check {
 	struct fs *fs;
 	struct node *node;
 	bool told; /* the kernel, of what is old now */
-	int err; /* the answer: this, or these */
-	uint64_t version;
-	struct silt_time ctime;
+	int err; /* of the answer */
+	struct meta_seen seen;
 };
 
 /* A file that was opened not long ago. */

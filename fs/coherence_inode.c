@@ -41,9 +41,8 @@ static void drop_attr(struct fs *fs, silt_ino ino)
 
 static bool kernel_knows_locked(const struct node *n, uint64_t version, struct silt_time ctime)
 {
-	return version < n->kernel_version ||
-	       (version == n->kernel_version && ctime.sec == n->kernel_ctime.sec &&
-	        ctime.nsec == n->kernel_ctime.nsec);
+	return version <= n->kernel_version && ctime.sec == n->kernel_ctime.sec &&
+	       ctime.nsec == n->kernel_ctime.nsec;
 }
 
 /* Tells the kernel to forget the attributes, unless it has heard of the change. Under the node's
@@ -56,9 +55,13 @@ static void forget_inode(struct fs *fs, silt_ino ino)
 		let_getattr_through(n);
 		silt_lock(&n->lock);
 	}
-	bool remembers = meta_remembers(fs->cfg.meta, ino, &now);
+	struct meta_seen seen = { 0 };
+	bool remembers = meta_remembers(fs->cfg.meta, ino, &now, &seen);
+	/* Also of a change that the kernel does not see (bytes that were moved to another pack): the next one has to
+	 * be told again. */
 	bool knows = meta_is_told(fs->cfg.meta, ino) ||
-	             (n && remembers && kernel_knows_locked(n, now.attr.version, now.attr.ctime));
+	             (n && remembers && kernel_knows_locked(n, now.attr.version, now.attr.ctime) &&
+	              meta_tell_inode(fs->cfg.meta, ino, &seen));
 	if (remembers)
 		dir_seen(&fs->dirs, &now.attr);
 	if (!knows) {
@@ -140,8 +143,7 @@ static void checked(void *arg, const struct meta_reply *reply)
 		fs_inode_changed(fs, n, gone);
 	/* The kernel must not be told on this thread. */
 	k->err = reply->err;
-	k->version = version;
-	k->ctime = reply->inode.attr.ctime;
+	k->seen = reply->seen;
 	k->next = NULL;
 	struct coherence *c = fs->coherence;
 	silt_lock(&c->lock);
@@ -160,7 +162,10 @@ void coherence_end_check(struct check *k)
 	if (k->told)
 		let_getattr_through(n);
 	silt_lock(&n->lock);
-	if (k->told && (k->err || !kernel_knows_locked(n, k->version, k->ctime))) {
+	/* The node has what that answer brought, or something newer. */
+	bool knows = k->told && !k->err && kernel_knows_locked(n, n->attr.version, n->attr.ctime) &&
+	             (meta_is_told(fs->cfg.meta, n->ino) || meta_tell_inode(fs->cfg.meta, n->ino, &k->seen));
+	if (k->told && !knows) {
 		flags_drop(&fs->flags, n->ino);
 		drop_attr(fs, n->ino);
 	}
@@ -209,7 +214,7 @@ void coherence_drop_attrs(struct fs *fs, const struct bucket *b, bool first)
 	struct silt_inode now;
 	for (unsigned at = 0; bucket_item(b, &at, &name, &len, &told);) {
 		silt_ino ino = inode_of(b, name, len);
-		bool asked = ask && (first || (told && !meta_remembers(fs->cfg.meta, ino, &now))) &&
+		bool asked = ask && (first || (told && !meta_remembers(fs->cfg.meta, ino, &now, NULL))) &&
 		             coherence_check_inode(fs, ino, told);
 		if (told && !asked)
 			forget_inode(fs, ino);

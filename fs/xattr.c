@@ -110,7 +110,7 @@ static bool known_flags(struct fs *fs, silt_ino ino, unsigned *flags)
 {
 	struct silt_inode now;
 	double keep = fs->cfg.attr_timeout;
-	bool told = meta_is_told(fs->cfg.meta, ino), remembered = meta_remembers(fs->cfg.meta, ino, &now);
+	bool told = meta_is_told(fs->cfg.meta, ino), remembered = meta_remembers(fs->cfg.meta, ino, &now, NULL);
 	if (!flags_get(&fs->flags, ino, told && remembered ? keep : coherence_untold(fs, keep), flags))
 		return false;
 	if (remembered)

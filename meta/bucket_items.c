@@ -295,13 +295,15 @@ bool buckets_have(struct buckets *t, const struct bucket_id *id, const char *nam
 }
 
 bool buckets_peek(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
-		  void *data, size_t cap, size_t *len)
+		  void *data, size_t cap, size_t *len, uint32_t *stamp)
 {
 	struct shelf *s = bucket_shelf(t, id);
 	silt_lock(&s->lock);
 	struct bucket *b = *bucket_slot(s, id);
 	struct item *it = b ? bucket_find_item(b, name, name_len) : NULL;
 	bool found = it && it->len && copy_out(b, it, data, cap, len);
+	if (found && stamp)
+		*stamp = it->stamp;
 	silt_unlock(&s->lock);
 	return found;
 }

@@ -120,9 +120,9 @@ bool buckets_sure(struct buckets *t, const struct bucket_id *id, const char *nam
 /* Has a value been put, checked or not? */
 bool buckets_have(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len);
 
-/* What was put last, checked or not: for reading that is verified later. */
+/* What was put last, checked or not: for reading that is verified later. *stamp (may be NULL) is for tell(). */
 bool buckets_peek(struct buckets *t, const struct bucket_id *id, const char *name, size_t name_len,
-		  void *data, size_t cap, size_t *len);
+		  void *data, size_t cap, size_t *len, uint32_t *stamp);
 
 /* All entries of a dentry bucket, if all are known. `each` is called under the lock. */
 typedef void (*buckets_each)(void *arg, const char *name, size_t name_len, const void *data, size_t len,

@@ -117,7 +117,8 @@ static int move_log(struct meta *m, unsigned shard, const struct meta_place *p, 
 	if (rc)
 		return rc;
 	snprintf(name, sizeof(name), "%" PRIx64 ":%" PRIu64, (uint64_t)silt_ino_seq(p->ino), p->window);
-	if (one.moved)
+	/* Also when only what does not show goes. */
+	if (one.moved || f.len < p->len)
 		rc = log_replace(m, shard, name, p->entries, p->len, &f, g->to);
 	if (rc == 1)
 		g->moved += one.moved;

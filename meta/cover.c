@@ -404,7 +404,7 @@ bool meta_is_told(struct meta *m, silt_ino ino)
 	return buckets_is_told(m->cover->table, &id, name, bucket_inode_name(ino, name));
 }
 
-bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out)
+bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out, struct meta_seen *seen)
 {
 	char name[4], record[8192];
 	size_t len;
@@ -412,7 +412,7 @@ bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out)
 		return false;
 	struct bucket_id id = bucket_of_inode(ino);
 	return buckets_peek(m->cover->table, &id, name, bucket_inode_name(ino, name), record, sizeof(record),
-			    &len) &&
+			    &len, seen ? &seen->inode : NULL) &&
 	       record_decode(ino, record, len, out, NULL, NULL) == 0;
 }
 

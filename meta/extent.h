@@ -32,8 +32,9 @@ enum {
 	EXTENT_RUN = 4,	   /* more than one frame; all but the last hold PACK_FRAME_RAW raw bytes */
 	EXTENT_RAW_RUN = 8, /* every frame of the run is stored uncompressed: offsets are arithmetic */
 	EXTENT_FOREIGN = 16, /* shared from another file or moved: frames may name other ino/offset */
+	EXTENT_APPENDED = 32, /* by its place in the pack an append that is sent again finds that it was done */
 };
-#define EXTENT_FLAGS_KNOWN 31
+#define EXTENT_FLAGS_KNOWN 63
 
 struct silt_extent {
 	uint64_t off;  /* file offset, bytes */

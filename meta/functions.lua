@@ -520,6 +520,12 @@ local function note_pack(T, pack)
   end
 end
 
+-- Half powers of two (1, 1.5, 2, 3, 4, 6...): a number that grows with the bytes.
+local function step_of(bytes)
+  local m, e = math.frexp(bytes)
+  return 2 * e + (m >= 0.75 and 1 or 0)
+end
+
 local function live(T, pack, delta)
   if pack == 0 or delta == 0 then return end
   local key, field = T .. 'l' .. hex(floor(pack / 64)), pack % 64
@@ -529,9 +535,7 @@ local function live(T, pack, delta)
     call('HDEL', key, field)
     call('SADD', T .. 'z', fmt('%.0f', pack))
   elseif type(left) == 'number' and left > 0 then
-    local _, before = math.frexp(left - delta)
-    local _, after = math.frexp(left)
-    if (left == delta and left < SMALL_PACK) or after < before then note_pack(T, pack) end
+    if (left == delta and left < SMALL_PACK) or step_of(left) < step_of(left - delta) then note_pack(T, pack) end
   end
 end
 

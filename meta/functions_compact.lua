@@ -2,7 +2,7 @@
 -- --- compaction
 --
 -- Packs that may be worth it are noted in sets Tn<p/512>, whose p/512 are in Tn: one that began with few live
--- bytes in this shard (it may be a small object), and one whose live bytes have shrunk past a power of two. The
+-- bytes in this shard (it may be a small object), and one whose live bytes have shrunk past 2^n or 1.5 * 2^n. The
 -- worker looks at them a while later, copies the runs of some that are still used into one new pack, stores
 -- that, and puts the new places into the extents, each of which must still be what it was: as it stands in the
 -- inode's record or, with the whole log, in a window. What has changed meanwhile keeps the old pack alive. So

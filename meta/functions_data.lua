@@ -184,6 +184,7 @@ local function append_one(T, q, now, off, len, flags, pack, pack_off, stored)
   local at = r.size
   if at + len > FILE_MAX then return EFBIG end
   if at ~= off and floor(flags / 16) % 2 == 0 then flags = flags + 16 end -- its frames name `off`
+  if floor(flags / 32) % 2 == 0 then flags = flags + 32 end -- appended() looks for it
   local done = 0
   while done < len do
     local pos = at + done

@@ -416,8 +416,9 @@ bool meta_tell_name(struct meta *m, silt_ino dir, const struct meta_seen *seen);
 
 /* Was the kernel told (by way of meta_tell_inode()) what is remembered now? */
 bool meta_is_told(struct meta *m, silt_ino ino);
-/* What was heard last of an inode, if it is remembered. */
-bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out);
+/* What was heard last of an inode, if it is remembered. *seen (may be NULL) is for meta_tell_inode(): a kernel that
+ * knows it from elsewhere. */
+bool meta_remembers(struct meta *m, silt_ino ino, struct silt_inode *out, struct meta_seen *seen);
 
 /* True while Redis watches for this mount. */
 bool meta_pushes(struct meta *m);

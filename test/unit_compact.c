@@ -280,17 +280,22 @@ static void check_file(struct fixture *f, unsigned i, size_t len)
 	free(scratch);
 }
 
-static bool go_on(void *arg, uint64_t ms)
+static bool go_on(void *arg)
 {
-	struct fixture *f = arg;
-	(void)ms;
-	return !f->stop;
+	(void)arg;
+	return true;
+}
+
+static bool stopping(void *arg)
+{
+	const struct fixture *f = arg;
+	return f->stop;
 }
 
 static struct compactor_config config(struct fixture *f)
 {
 	return (struct compactor_config){ .store = f->store, .meta = f->m, .log = f->s->log, .metrics = &f->metrics,
-		                          .rate = 1u << 30, .go_on = go_on, .arg = f };
+		                          .rate = 1u << 30, .budget_ms = 60000, .go_on = go_on, .stopping = stopping, .arg = f };
 }
 
 static size_t objects(struct fixture *f)

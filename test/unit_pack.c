@@ -344,7 +344,6 @@ static void test_hostile_frame_headers(void **state)
 		{ 0, 2, 0 },           /* magic */
 		{ 2, 1, 2 },           /* codec */
 		{ 3, 1, 1 },           /* flags */
-		{ 4, 4, 1 },           /* dictionary */
 		{ 16, 8, UINT64_MAX }, /* offset + length wraps */
 		{ 16, 8, SILT_FILE_MAX },
 		{ 24, 4, 0 }, /* raw */
