@@ -30,7 +30,9 @@ struct check {
 	struct fs *fs;
 	struct node *node;
 	bool told; /* the kernel, of what is old now */
-	int err; /* of the answer */
+	int err; /* the answer: this, or these */
+	uint64_t version;
+	struct silt_time ctime;
 	struct meta_seen seen;
 };
 

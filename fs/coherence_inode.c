@@ -41,8 +41,9 @@ static void drop_attr(struct fs *fs, silt_ino ino)
 
 static bool kernel_knows_locked(const struct node *n, uint64_t version, struct silt_time ctime)
 {
-	return version <= n->kernel_version && ctime.sec == n->kernel_ctime.sec &&
-	       ctime.nsec == n->kernel_ctime.nsec;
+	return version < n->kernel_version ||
+	       (version == n->kernel_version && ctime.sec == n->kernel_ctime.sec &&
+	        ctime.nsec == n->kernel_ctime.nsec);
 }
 
 /* Tells the kernel to forget the attributes, unless it has heard of the change. Under the node's
@@ -143,6 +144,8 @@ static void checked(void *arg, const struct meta_reply *reply)
 		fs_inode_changed(fs, n, gone);
 	/* The kernel must not be told on this thread. */
 	k->err = reply->err;
+	k->version = version;
+	k->ctime = reply->inode.attr.ctime;
 	k->seen = reply->seen;
 	k->next = NULL;
 	struct coherence *c = fs->coherence;
@@ -162,12 +165,16 @@ void coherence_end_check(struct check *k)
 	if (k->told)
 		let_getattr_through(n);
 	silt_lock(&n->lock);
-	/* The node has what that answer brought, or something newer. */
-	bool knows = k->told && !k->err && kernel_knows_locked(n, n->attr.version, n->attr.ctime) &&
-	             (meta_is_told(fs->cfg.meta, n->ino) || meta_tell_inode(fs->cfg.meta, n->ino, &k->seen));
-	if (k->told && !knows) {
+	bool told = k->told || n->told_unmarked;
+	/* Without a stamp nothing is watched. */
+	bool knows = !k->err && k->seen.inode && kernel_knows_locked(n, k->version, k->ctime);
+	n->told_unmarked = false;
+	if (told && !knows) {
 		flags_drop(&fs->flags, n->ino);
 		drop_attr(fs, n->ino);
+	} else if (told && !meta_is_told(fs->cfg.meta, n->ino)) {
+		/* That fails when the answer is old already; then the inode, which is watched, is asked about again. */
+		n->told_unmarked = !meta_tell_inode(fs->cfg.meta, n->ino, &k->seen);
 	}
 	silt_unlock(&n->lock);
 	node_put(fs, n);

@@ -266,7 +266,13 @@ class Mount:
     def kill(self):
         """kill -9, as the out-of-memory killer does it."""
         self.proc.kill()
-        self.proc.wait()
+        try:
+            self.proc.wait(1)
+        except subprocess.TimeoutExpired:
+            # A thread of it waits in the kernel for a directory that a program has locked, which waits for
+            # the daemon's answer (README, kill -9): -f ends the connection.
+            spawn.run(["umount", "-f", self.path])
+            self.proc.wait()
         spawn.run(["umount", "-l", self.path])
 
     def rss(self):
