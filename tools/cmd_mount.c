@@ -27,6 +27,7 @@
 #include "meta/cleanup.h"
 #include "tools/background.h"
 #include "tools/cli.h"
+#include "tools/guard.h"
 #include "tools/mount_paths.h"
 #include "tools/options.h"
 #include "tools/volume.h"
@@ -312,6 +313,7 @@ static int open_parts(struct mount *m, struct silt_err *err)
 static int serve(struct mount *m)
 {
 	struct silt_err err = { 0 };
+	guard_start(m->real);
 	int rc = open_parts(m, &err);
 
 	if (rc < 0) {
