@@ -19,7 +19,10 @@ function compact.list(K, A)
       out[2] = '0' -- the others' turn comes when these are off the list
       break
     end
-    for _, pack in ipairs(call('SMEMBERS', K[1] .. 'n' .. hex(tonumber(part)))) do out[#out + 1] = pack end
+    local n = tonumber(part) -- else it is damaged, and noted anew when something shrinks
+    if n then
+      for _, pack in ipairs(call('SMEMBERS', K[1] .. 'n' .. hex(n))) do out[#out + 1] = pack end
+    end
   end
   return out
 end
