@@ -343,13 +343,15 @@ int compactor_look(struct compactor *c)
 	if (now < c->paused)
 		return 0;
 	int rc = take_lists(c);
-	for (size_t i = 0; i < c->n && !rc && more(c, now);) {
+	for (size_t i = 0; i < c->n && !rc;) {
 		size_t n = 0, ngood, k;
 		for (; i < c->n && n < GROUP_PACKS; i++)
 			if (now > c->noted[i].since && now - c->noted[i].since >= c->cfg.wait_ms * 1000000u)
 				due[n++] = &c->noted[i];
-		rc = n ? judge(c, due, n, good, &ngood) : 0;
-		if (rc || !n)
+		if (!n || !more(c, now))
+			break;
+		rc = judge(c, due, n, good, &ngood);
+		if (rc)
 			break;
 		qsort(good, ngood, sizeof(*good), cmp_noted);
 		for (size_t at = 0; at < ngood && !rc && more(c, now); at += k) {

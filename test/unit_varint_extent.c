@@ -124,7 +124,7 @@ static void test_extent_refused(void **state)
 		size_t n;
 		uint64_t v[7];
 	} t[] = {
-		{ 6, { 32, 0, 1, 1, 0, 1 } }, /* unknown flag */
+		{ 6, { 64, 0, 1, 1, 0, 1 } }, /* unknown flag */
 		{ 6, { UINT64_MAX, 0, 1, 1, 0, 1 } },
 		{ 6, { 0, 0, 0, 1, 0, 1 } },          /* no length */
 		{ 6, { 0, UINT64_MAX, 2, 1, 0, 1 } }, /* wraps */
