@@ -30,6 +30,7 @@ struct check {
 	struct fs *fs;
 	struct node *node;
 	bool told; /* the kernel, of what is old now */
+	unsigned tries;
 	int err; /* the answer: this, or these */
 	uint64_t version;
 	struct silt_time ctime;

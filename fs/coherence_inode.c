@@ -21,6 +21,7 @@ static silt_ino inode_of(const struct bucket *b, const char *name, size_t len)
  * a reply is let through first; which takes its process a moment to wake. */
 #define GETATTR_WAIT_NS ((uint64_t)2000000u)
 #define GETATTR_WAITS	5u
+#define CHECK_TRIES	3u /* an inode that changes all the time is forgotten then */
 
 static void let_getattr_through(struct node *n)
 {
@@ -33,8 +34,10 @@ static void let_getattr_through(struct node *n)
 	}
 }
 
-static void drop_attr(struct fs *fs, silt_ino ino)
+/* With the node's lock, if it has a node. */
+static void forget_locked(struct fs *fs, silt_ino ino)
 {
+	flags_drop(&fs->flags, ino);
 	fuse_lowlevel_notify_inval_inode(fs->se, ino, -1, 0);
 	silt_count(fs->cfg.metrics, M_KERNEL_INVALIDATIONS, 1);
 }
@@ -65,10 +68,8 @@ static void forget_inode(struct fs *fs, silt_ino ino)
 	              meta_tell_inode(fs->cfg.meta, ino, &seen));
 	if (remembers)
 		dir_seen(&fs->dirs, &now.attr);
-	if (!knows) {
-		flags_drop(&fs->flags, ino);
-		drop_attr(fs, ino);
-	}
+	if (!knows)
+		forget_locked(fs, ino);
 	if (n) {
 		silt_unlock(&n->lock);
 		node_put(fs, n);
@@ -157,30 +158,6 @@ static void checked(void *arg, const struct meta_reply *reply)
 	fs_background_end(fs);
 }
 
-/* The kernel forgets the attributes of a file that was asked about, unless it knows them. */
-void coherence_end_check(struct check *k)
-{
-	struct fs *fs = k->fs;
-	struct node *n = k->node;
-	if (k->told)
-		let_getattr_through(n);
-	silt_lock(&n->lock);
-	bool told = k->told || n->told_unmarked;
-	/* Without a stamp nothing is watched. */
-	bool knows = !k->err && k->seen.inode && kernel_knows_locked(n, k->version, k->ctime);
-	n->told_unmarked = false;
-	if (told && !knows) {
-		flags_drop(&fs->flags, n->ino);
-		drop_attr(fs, n->ino);
-	} else if (told && !meta_is_told(fs->cfg.meta, n->ino)) {
-		/* That fails when the answer is old already; then the inode, which is watched, is asked about again. */
-		n->told_unmarked = !meta_tell_inode(fs->cfg.meta, n->ino, &k->seen);
-	}
-	silt_unlock(&n->lock);
-	node_put(fs, n);
-	free(k);
-}
-
 /* Is it open for reading? What is only written here is known here. */
 static bool is_read(struct node *n)
 {
@@ -195,7 +172,7 @@ static bool is_read(struct node *n)
 }
 
 /* Asks what Redis says of an inode, if it is open here for reading; false: it is not asked. */
-bool coherence_check_inode(struct fs *fs, silt_ino ino, bool told)
+static bool ask(struct fs *fs, silt_ino ino, bool told, unsigned tries)
 {
 	struct node *n = node_get(fs, ino);
 	struct check *k = is_read(n) ? malloc(sizeof(*k)) : NULL;
@@ -204,10 +181,39 @@ bool coherence_check_inode(struct fs *fs, silt_ino ino, bool told)
 			node_put(fs, n);
 		return false;
 	}
-	*k = (struct check){ .fs = fs, .node = n, .told = told };
+	*k = (struct check){ .fs = fs, .node = n, .told = told, .tries = tries };
 	fs_background_begin(fs);
 	meta_watch_inode(fs->cfg.meta, n->ino, checked, k);
 	return true;
+}
+
+bool coherence_check_inode(struct fs *fs, silt_ino ino, bool told)
+{
+	return ask(fs, ino, told, 0);
+}
+
+/* The kernel forgets the attributes of a file that was asked about, unless it knows them. */
+void coherence_end_check(struct check *k)
+{
+	struct fs *fs = k->fs;
+	struct node *n = k->node;
+	if (k->told)
+		let_getattr_through(n);
+	silt_lock(&n->lock);
+	bool knows = !k->err && kernel_knows_locked(n, k->version, k->ctime);
+	/* What it knows has to be marked as told again: the next change is to be heard of. That fails when the answer is
+	 * old already. */
+	bool marked = k->told && knows &&
+	              (meta_is_told(fs->cfg.meta, n->ino) || meta_tell_inode(fs->cfg.meta, n->ino, &k->seen));
+	silt_unlock(&n->lock);
+	bool again = k->told && knows && !marked && k->tries < CHECK_TRIES && ask(fs, n->ino, true, k->tries + 1);
+	if (k->told && !marked && !again) {
+		silt_lock(&n->lock);
+		forget_locked(fs, n->ino);
+		silt_unlock(&n->lock);
+	}
+	node_put(fs, n);
+	free(k);
 }
 
 /* What the bucket had of inodes is old. Redis is asked about those that are open here and, the first time,

@@ -83,9 +83,6 @@ struct node {
 	/* GETATTR requests under way, and silt_now_ns() of the last reply to one: coherence.c. */
 	atomic_uint getattrs;
 	atomic_uint_fast64_t getattr_ns;
-	/* The kernel was told the attributes for long, and nothing marks them as told any more: whatever is heard of the
-	 * inode next is compared with what the kernel knows. */
-	bool told_unmarked;
 	atomic_uint dropping; /* notifications under way that drop pages: coherence_settled() */
 	struct lock_owner *lock_owners; /* locks.h */
 	struct node *locked_prev, *locked_next; /* lock_table.lock */
