@@ -117,7 +117,6 @@ class Writer:
             os.write(fd, data)
             os.fsync(fd)
         finally:
-            self.files[name] += b""
             try:
                 os.close(fd)
             except OSError:

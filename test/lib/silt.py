@@ -266,7 +266,7 @@ class Mount:
     def kill(self):
         """kill -9, as the out-of-memory killer does it."""
         self.proc.kill()
-        self.proc.wait(30)      # a second at most is for tools/guard.h
+        self.proc.wait(10)      # a second or so is for tools/guard.h; a busy machine needs more
         spawn.run(["umount", "-l", self.path])
 
     def rss(self):
