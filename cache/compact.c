@@ -180,12 +180,16 @@ static int judge(struct compactor *c, struct noted **v, size_t n, struct noted *
 {
 	struct noted *off[GROUP_PACKS];
 	size_t noff = 0;
+	unsigned failed = 0;
 	int rc = count_live(c, v, n);
 	*nout = 0;
 	for (size_t i = 0; i < n && !rc; i++) {
 		if (c->cfg.stopping(c->cfg.arg))
 			return -ECANCELED;
-		if (find_size(c, v[i])) { /* others may go better */
+		int bad = find_size(c, v[i]);
+		if (bad) { /* others may go better, unless the store is away */
+			if (++failed >= STORE_FAILURES)
+				return bad;
 			v[i]->since = silt_now_ns();
 			if (++v[i]->tries >= TRIES)
 				off[noff++] = v[i];
@@ -233,7 +237,7 @@ static int after_group(struct compactor *c, struct noted **v, size_t n)
 	int rc = count_live(c, v, n);
 	for (size_t i = 0; i < n && !rc; i++) {
 		v[i]->since = silt_now_ns();
-		if (v[i]->live && v[i]->held) {
+		if (v[i]->live && v[i]->held && v[i]->mtime) {
 			int64_t left = v[i]->mtime + APPEND_HOLD - time(NULL);
 			v[i]->since += left > 0 ? (uint64_t)left * 1000000000u : 0;
 			v[i]->held = false;
@@ -261,7 +265,7 @@ static void train(struct compactor *c)
 	dict_samples_free(&c->samples);
 	if (rc)
 		return;
-	if (with > without / 10 * 9)
+	if (with >= without / 10 * 9)
 		silt_debugf(c->cfg.log, "cache.compact", "no dictionary: %" PRIu64 " bytes with one, %" PRIu64 " without",
 		            with, without);
 	else if (dict_publish(c->cfg.store, c->cfg.meta, meta_volume(c->cfg.meta)->id, dict, len, &number, &err))
@@ -283,7 +287,7 @@ static void drop_unused(struct compactor *c, uint64_t to)
 		store_delete(c->cfg.store, key, NULL);
 }
 
-/* Only what concerns all packs ends a look. */
+/* Only what concerns all packs ends a look. (A store that is away: -ETIMEDOUT.) */
 static bool ends_look(int rc)
 {
 	return rc == -ENOTCONN || rc == -ETIMEDOUT || rc == -ENOMEM || rc == -ECANCELED || rc == -EEXIST;

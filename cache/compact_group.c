@@ -45,6 +45,7 @@ struct group {
 	size_t nsources;
 	atomic_size_t next; /* to be read */
 	atomic_int err;
+	atomic_uint failed; /* GETs */
 	struct meta_place *places; /* by shard, inode, window */
 	size_t nplaces, cap_places;
 	size_t entry_bytes; /* of places */
@@ -90,7 +91,9 @@ static int read_source(struct group *g, struct source *s)
 		silt_warn(g->cfg->log, "compaction: %s", err.text[0] ? err.text : strerror((int)-got));
 		s->noted->tries++;
 		leave_out(s);
-		return got == -ENOMEM ? -ENOMEM : 0;
+		/* One bad object holds nothing up; a store that is away ends it. */
+		bool away = atomic_fetch_add(&g->failed, 1) + 1 >= STORE_FAILURES;
+		return got == -ENOMEM ? -ENOMEM : away ? -ETIMEDOUT : 0;
 	}
 	if ((uint64_t)got != size ||
 	    pack_verify(s->data, size, s->noted->pack, meta_volume(g->cfg->meta)->id, why) || decode_index(s)) {
@@ -266,7 +269,7 @@ static void note_entry(struct group *g, const struct silt_extent *e)
 	if (!s)
 		return;
 	s->found += e->stored;
-	if ((e->flags & EXTENT_APPENDED) && time(NULL) - s->noted->mtime < APPEND_HOLD) {
+	if ((e->flags & EXTENT_APPENDED) && (!s->noted->mtime || time(NULL) - s->noted->mtime < APPEND_HOLD)) {
 		s->noted->held = true;
 		leave_out(s);
 	}
@@ -447,10 +450,8 @@ int compact_group(const struct compactor_config *cfg, struct noted *v, size_t n,
 		rc = find_runs(&g);
 	if (!rc && g.nruns)
 		rc = g.cfg->stopping(g.cfg->arg) ? -ECANCELED : store_pack(&g, to);
-	if (!rc && (out->stored || g.hidden)) {
-		out->moving = true;
+	if (!rc && (out->stored || g.hidden))
 		rc = move_all(&g, to);
-	}
 	for (size_t i = 0; i < n; i++)
 		leave_out(&g.sources[i]);
 	for (size_t i = 0; i < g.nplaces; i++)

@@ -12,20 +12,21 @@ struct noted {
 	uint64_t pack, since; /* monotonic ns */
 	uint64_t size;        /* of the object; 0: not known yet */
 	uint64_t live;
-	int64_t mtime;        /* of the object, seconds since 1970 */
+	int64_t mtime;        /* of the object, seconds since 1970; 0: the store does not say */
 	unsigned tries; /* how often it was in a group; NOTED_DAMAGED */
 	bool held;      /* out: something was appended to it less than APPEND_HOLD ago */
 };
 
 #define NOTED_DAMAGED UINT_MAX
 #define APPEND_HOLD   86400 /* seconds */
+/* So many requests that failed in one look, or one group: the store is away. */
+#define STORE_FAILURES 4u
 
 /* What became of a group. */
 struct group_result {
 	uint64_t read, written; /* bytes */
 	uint64_t moved;         /* extents */
 	bool stored;            /* there is a new pack */
-	bool moving;            /* it may be named by now */
 };
 
 /* Moves what is live of `n` packs (GROUP_PACKS at most) into pack `to`. Those that can't be moved, or are damaged, are
