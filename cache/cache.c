@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cache/dict.h"
 #include "cache/fetch.h"
@@ -14,6 +15,7 @@
 
 struct cache {
 	struct tier *tier; /* NULL: no SSD */
+	char *dir; /* of the SSD, or NULL */
 	struct dicts *dicts;
 	struct fetch *fetch;
 	struct uploader *uploader; /* NULL: read-only */
@@ -25,9 +27,9 @@ static void on_pack(void *arg, uint64_t pack, const struct iovec *iov, int niov,
 	fetch_insert_pack(c->fetch, pack, iov, niov, total);
 }
 
-static int read_dict(void *dicts, uint32_t number, const void **out)
+static int read_dict(void *dicts, uint32_t number, bool fetch, const void **out)
 {
-	return dicts_reader(dicts, number, out);
+	return dicts_reader(dicts, number, fetch, out);
 }
 
 static const void *write_dict(void *dicts, uint32_t *number)
@@ -85,9 +87,14 @@ int cache_open(const struct cache_config *cfg, struct cache **out, struct silt_e
 	struct cache *c = calloc(1, sizeof(*c));
 	if (!c)
 		return silt_fail(err, -ENOMEM, "out of memory");
+	if (cfg->cache_dir && !(c->dir = strdup(cfg->cache_dir))) {
+		cache_close(c);
+		return silt_fail(err, -ENOMEM, "out of memory");
+	}
 	const struct dicts_config dc = { .store = cfg->store,
 		                         .meta = cfg->meta,
 		                         .log = cfg->log,
+		                         .dir = c->dir,
 		                         .volume = cfg->volume,
 		                         .level = cfg->compress_level };
 	int rc = dicts_open(&dc, &c->dicts);
@@ -101,8 +108,14 @@ int cache_open(const struct cache_config *cfg, struct cache **out, struct silt_e
 		cache_close(c);
 		return rc;
 	}
+	dicts_load(c->dicts); /* what is not had now is asked for when it is needed */
 	*out = c;
 	return 0;
+}
+
+int cache_load_dictionaries(struct cache *c)
+{
+	return dicts_load(c->dicts);
 }
 
 void cache_close(struct cache *c)
@@ -112,6 +125,7 @@ void cache_close(struct cache *c)
 	if (c->tier)
 		tier_close(c->tier);
 	dicts_close(c->dicts);
+	free(c->dir);
 	free(c);
 }
 

@@ -130,6 +130,10 @@ void cache_uncheck_pack(struct cache *c, uint64_t pack);
  * FULL then. -ENODEV with a text: the SSD is out of use, or its files were deleted or replaced. */
 int cache_check_files(struct cache *c, struct silt_err *err);
 
+/* Brings what is needed to decode packs, and is no part of them, to this node (dict.h). Blocks. -EIO, or an error of
+ * Redis: not all of it could be had; the log says what. */
+int cache_load_dictionaries(struct cache *c);
+
 /* Number of fetch threads: more requests in flight than twice that only wait. */
 unsigned cache_fetch_width(const struct cache *c);
 

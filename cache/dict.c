@@ -1,10 +1,13 @@
 #include "cache/dict.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -15,6 +18,7 @@
 #define SLOTS	   1024u
 #define MAGIC	   "SILTDICT"
 #define VERSION	   1u
+#define LOAD_MAX   64u /* the last so many */
 #define REFRESH_NS ((uint64_t)10 * 1000000000u)
 
 struct dict {
@@ -30,8 +34,8 @@ struct dicts {
 	_Atomic(struct dict *) slots[SLOTS]; /* by number, the next free one where it is taken; never emptied */
 	_Atomic(struct dict *) current;
 	atomic_uint_fast64_t asked; /* when Redis was asked for it last, monotonic ns; 0: never */
-	struct silt_lock lock;	    /* who fetches one */
-	uint32_t refused;	    /* logged; under the lock */
+	struct silt_lock lock;	    /* who adds one; writers; what follows */
+	uint32_t refused;	    /* logged */
 };
 
 /* --- the object --- */
@@ -43,16 +47,11 @@ void dict_key(uint32_t number, char out[DICT_KEY_MAX])
 
 static uint64_t checksum(const uint8_t *header, const void *dict, size_t len)
 {
-	XXH3_state_t *state = XXH3_createState();
-	uint64_t sum = 0;
-	if (state) {
-		XXH3_64bits_reset(state);
-		XXH3_64bits_update(state, header, DICT_HEADER - 8);
-		XXH3_64bits_update(state, dict, len);
-		sum = XXH3_64bits_digest(state);
-	}
-	XXH3_freeState(state);
-	return sum;
+	XXH3_state_t state;
+	XXH3_64bits_reset(&state);
+	XXH3_64bits_update(&state, header, DICT_HEADER - 8);
+	XXH3_64bits_update(&state, dict, len);
+	return XXH3_64bits_digest(&state);
 }
 
 void dict_encode(uint32_t number, uint64_t volume, const void *dict, size_t len, uint8_t *out)
@@ -104,63 +103,156 @@ static void dict_free(struct dict *x)
 	free(x);
 }
 
-/* Fetches one. Lock held. */
-static int load_locked(struct dicts *d, uint32_t number, struct dict **out)
+/* --- where it comes from --- */
+
+static bool local_path(const struct dicts *d, uint32_t number, char out[4096])
 {
-	char key[DICT_KEY_MAX];
-	struct silt_err err = { 0 };
-	size_t most = DICT_HEADER + DICT_SIZE_MAX, len = 0;
-	const uint8_t *dict = NULL;
-	uint8_t *in = malloc(most);
-	struct dict *x = calloc(1, sizeof(*x));
-	dict_key(number, key);
-	ssize_t n = in && x ? store_get(d->cfg.store, key, 0, most, in, NULL, &err) : -ENOMEM;
-	int rc = n < 0 ? (int)n : dict_decode(in, (size_t)n, number, d->cfg.volume, &dict, &len);
-	if (!rc) {
-		x->number = number;
-		x->len = len;
-		x->bytes = malloc(len + 1);
-		if (x->bytes)
-			memcpy(x->bytes, dict, len);
-		x->reader = x->bytes ? ZSTD_createDDict(x->bytes, len) : NULL;
-		rc = x->reader ? 0 : -ENOMEM;
-	} else if (rc != -ENOMEM && d->refused != number) {
-		d->refused = number;
-		silt_error(d->cfg.log, "dictionary %s can't be had, and what was compressed with it not be read: %s", key,
-		           n < 0 && err.text[0] ? err.text : strerror(-rc));
+	return d->cfg.dir && snprintf(out, 4096, "%s/dict.%08x", d->cfg.dir, number) < 4096;
+}
+
+/* Bytes of the object, from the cache directory. */
+static ssize_t read_local(const struct dicts *d, uint32_t number, uint8_t *in, size_t most)
+{
+	char path[4096];
+	int fd = local_path(d, number, path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	ssize_t n = 0, got = 1;
+	while (fd >= 0 && got > 0 && (size_t)n < most) {
+		got = read(fd, in + n, most - (size_t)n);
+		n += got > 0 ? got : 0;
 	}
-	free(in);
-	for (unsigned i = 0; !rc && i < SLOTS; i++) {
-		_Atomic(struct dict *) *slot = &d->slots[(number + i) % SLOTS];
+	if (fd >= 0)
+		close(fd);
+	return fd < 0 || got < 0 ? -ENOENT : n;
+}
+
+/* Who can read the packs that are on the SSD shall have it when the store is away. What can't be written is done
+ * without. */
+static void write_local(const struct dicts *d, uint32_t number, const uint8_t *object, size_t len)
+{
+	char path[4096], fresh[4096 + 8];
+	if (!local_path(d, number, path))
+		return;
+	snprintf(fresh, sizeof(fresh), "%s.new", path);
+	int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	bool ok = fd >= 0 && write(fd, object, len) == (ssize_t)len && fdatasync(fd) == 0;
+	if (fd >= 0)
+		close(fd);
+	if (fd >= 0 && (!ok || rename(fresh, path) < 0))
+		unlink(fresh);
+}
+
+static struct dict *dict_new(uint32_t number, const uint8_t *bytes, size_t len)
+{
+	struct dict *x = calloc(1, sizeof(*x));
+	if (!x)
+		return NULL;
+	x->number = number;
+	x->len = len;
+	x->bytes = malloc(len + 1);
+	if (x->bytes)
+		memcpy(x->bytes, bytes, len);
+	x->reader = x->bytes ? ZSTD_createDDict(x->bytes, len) : NULL;
+	if (x->reader)
+		return x;
+	dict_free(x);
+	return NULL;
+}
+
+/* Puts it into the table, unless another thread was first; *out gets the one that is there. True: it is this one. */
+static bool insert(struct dicts *d, struct dict *x, struct dict **out)
+{
+	bool ours = false;
+	silt_lock(&d->lock);
+	*out = find(d, x->number);
+	for (unsigned i = 0; !*out && i < SLOTS; i++) {
+		_Atomic(struct dict *) *slot = &d->slots[(x->number + i) % SLOTS];
 		if (!atomic_load(slot)) {
 			atomic_store_explicit(slot, x, memory_order_release);
 			*out = x;
-			return 0;
+			ours = true;
 		}
 	}
-	dict_free(x);
-	return rc == -ENOMEM || !rc ? -ENOMEM : -EIO;
-}
-
-static int get(struct dicts *d, uint32_t number, struct dict **out)
-{
-	int rc = 0;
-	*out = find(d, number);
-	if (*out)
-		return 0;
-	silt_lock(&d->lock);
-	*out = find(d, number);
-	if (!*out)
-		rc = load_locked(d, number, out);
 	silt_unlock(&d->lock);
-	return rc;
+	if (!ours)
+		dict_free(x);
+	return ours;
 }
 
-int dicts_reader(struct dicts *d, uint32_t number, const void **out)
+static void complain(struct dicts *d, uint32_t number, const char *why)
+{
+	silt_lock(&d->lock);
+	bool again = d->refused == number;
+	d->refused = number;
+	silt_unlock(&d->lock);
+	if (!again)
+		silt_error(d->cfg.log, "dictionary dicts/%08x can't be had, and what was compressed with it not be read: %s",
+		           number, why);
+}
+
+/* Brings one that is not in the table. No lock is held meanwhile: several threads may do it at once. -ENOENT, of which
+ * nothing is logged; else as dicts_reader(). */
+static int load(struct dicts *d, uint32_t number, bool fetch, struct dict **out)
+{
+	char key[DICT_KEY_MAX];
+	struct silt_err err = { 0 };
+	size_t most = DICT_HEADER + DICT_SIZE_MAX + 1, len = 0; /* one more: longer ones are seen to be */
+	const uint8_t *dict = NULL;
+	uint8_t *in = malloc(most);
+	if (!in)
+		return -ENOMEM;
+	ssize_t n = read_local(d, number, in, most);
+	bool local = n >= 0 && dict_decode(in, (size_t)n, number, d->cfg.volume, &dict, &len) == 0;
+	if (!local && !fetch) {
+		free(in);
+		return -EAGAIN;
+	}
+	int rc = 0;
+	if (!local) {
+		dict_key(number, key);
+		n = store_get(d->cfg.store, key, 0, most, in, NULL, &err);
+		rc = n < 0 ? (int)n : dict_decode(in, (size_t)n, number, d->cfg.volume, &dict, &len);
+	}
+	struct dict *x = rc ? NULL : dict_new(number, dict, len);
+	if (rc && rc != -ENOENT)
+		complain(d, number, n < 0 && err.text[0] ? err.text : strerror(-rc));
+	else if (x && insert(d, x, out) && !local)
+		write_local(d, number, in, (size_t)n);
+	free(in);
+	if (rc)
+		return rc == -ENOENT || rc == -ENOMEM ? rc : -EIO;
+	return x && *out ? 0 : -ENOMEM;
+}
+
+static int get(struct dicts *d, uint32_t number, bool fetch, struct dict **out)
+{
+	*out = find(d, number);
+	return *out ? 0 : load(d, number, fetch, out);
+}
+
+int dicts_reader(struct dicts *d, uint32_t number, bool fetch, const void **out)
 {
 	struct dict *x;
-	int rc = get(d, number, &x);
+	int rc = get(d, number, fetch, &x);
 	*out = rc ? NULL : x->reader;
+	if (rc == -ENOENT)
+		complain(d, number, "no such object");
+	return rc == -ENOENT ? -EIO : rc;
+}
+
+int dicts_load(struct dicts *d)
+{
+	uint32_t last;
+	struct dict *x;
+	if (!d->cfg.meta)
+		return 0;
+	int rc = meta_dictionary(d->cfg.meta, &last);
+	for (uint32_t k = last > LOAD_MAX ? last - LOAD_MAX : 0; !rc && k < last; k++) {
+		rc = get(d, k + 1, true, &x);
+		/* Numbers are given out before their objects are stored. The current one's is there. */
+		if (rc == -ENOENT && k + 1 == last)
+			complain(d, last, "no such object");
+		rc = rc != -ENOENT ? rc : k + 1 == last ? -EIO : 0;
+	}
 	return rc;
 }
 
@@ -172,7 +264,7 @@ static void refresh(struct dicts *d)
 	struct dict *x;
 	if ((asked && now - asked < REFRESH_NS) || !atomic_compare_exchange_strong(&d->asked, &asked, now))
 		return;
-	if (meta_dictionary(d->cfg.meta, &number) || !number || get(d, number, &x))
+	if (meta_dictionary(d->cfg.meta, &number) || !number || get(d, number, true, &x))
 		return;
 	silt_lock(&d->lock);
 	if (!atomic_load(&x->writer))

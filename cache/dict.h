@@ -8,9 +8,14 @@
  *	"SILTDICT" | u32 version | u32 number | u64 volume id | u32 length | u32 0 | u64 xxh3 | dictionary
  *	xxh3 is over the 32 bytes before it and then the dictionary; integers little-endian
  *
+ * A copy of each that was used lies in the cache directory, as the object is: what is on the SSD is read without the
+ * store.
+ *
  * Threads: every function from any thread. A dictionary is prepared once and stays until dicts_close(); looking one up
- * that is here takes no lock. The first use of one that is not here fetches it, on the calling thread. */
+ * that is here takes no lock. The first use of one that is not here brings it, on the calling thread; no lock is held
+ * meanwhile. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,6 +34,7 @@ struct dicts_config {
 	struct store *store; /* not owned */
 	struct meta *meta;   /* not owned; NULL: nothing is written with a dictionary */
 	struct silt_log *log;
+	const char *dir; /* the cache directory; must stay; NULL: none */
 	uint64_t volume;
 	int level; /* zstd, for writing; 0: none */
 };
@@ -40,8 +46,13 @@ void dicts_close(struct dicts *d); /* NULL is allowed */
  * and blocks then. A dictionary that can't be had is done without. */
 const void *dicts_writer(struct dicts *d, uint32_t *number);
 
-/* Dictionary `number`, for reading: *out gets a ZSTD_DDict. -EIO: it can't be had (logged); -ENOMEM. */
-int dicts_reader(struct dicts *d, uint32_t number, const void **out);
+/* Dictionary `number`, for reading: *out gets a ZSTD_DDict. `fetch`: the store may be asked, which may take long; else
+ * -EAGAIN when it is not here. -EIO: it can't be had (logged); -ENOMEM. */
+int dicts_reader(struct dicts *d, uint32_t number, bool fetch, const void **out);
+
+/* Brings the volume's dictionaries that are not here yet (the last 64). Blocks. -EIO: not all can be had (logged);
+ * errors of Redis. */
+int dicts_load(struct dicts *d);
 
 /* --- making one --- */
 

@@ -125,14 +125,14 @@ struct decoder *decoder_get(struct fetch *f)
 	return d;
 }
 
-int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict)
+int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict, bool fetch)
 {
 	const void *reader = NULL;
 	if (dict == d->dict)
 		return 0;
 	if (dict && !f->dict)
 		return -EBADMSG;
-	int rc = dict ? f->dict(f->dicts, dict, &reader) : 0;
+	int rc = dict ? f->dict(f->dicts, dict, fetch, &reader) : 0;
 	if (!rc && ZSTD_isError(ZSTD_DCtx_refDDict(d->zd, reader)))
 		rc = -ENOMEM;
 	if (!rc)

@@ -16,7 +16,7 @@ struct fetch_config {
 	struct store *store; /* not owned */
 	struct tier *tier;   /* not owned; NULL: no SSD */
 	/* dicts_reader() (dict.h) and its first argument; NULL: frames that need a dictionary are damaged. */
-	int (*dict)(void *dicts, uint32_t number, const void **out);
+	int (*dict)(void *dicts, uint32_t number, bool fetch, const void **out);
 	void *dicts;
 	struct silt_log *log;
 	struct silt_metrics *metrics; /* may be NULL */

@@ -185,7 +185,7 @@ static int want_from(struct frame_want *w, struct flight *fl)
 {
 	uint64_t at = w->key.pack_off - fl->off;
 	size_t n = at < fl->got ? fl->got - (size_t)at : 0;
-	int rc = want_decode(w, fl->data + at, n, fl->sound);
+	int rc = want_decode(w, fl->data + at, n, fl->sound, true);
 	if (rc == 0 && flight_served(fl, w))
 		flight_done(w->op->f, fl);
 	if (rc != -EBADMSG)
@@ -269,7 +269,7 @@ void flight_remember(struct fetch *f, struct flight *fl, uint32_t at)
 		if (frame_header_decode(p, &h) < 0 || h.raw > PACK_FRAME_RAW ||
 		    (uint64_t)at + FRAME_HEADER + h.stored > fl->got)
 			break;
-		if (decoder_use(f, d, h.dict) || frame_extract(p, p + FRAME_HEADER, 0, h.raw, d->raw, NULL, d->zd, &h) < 0)
+		if (decoder_use(f, d, h.dict, true) || frame_extract(p, p + FRAME_HEADER, 0, h.raw, d->raw, NULL, d->zd, &h) < 0)
 			break;
 		struct frame_key k = { .pack = fl->pack, .pack_off = fl->off + at };
 		frame_memory_put(f->memory, k, h.ino, h.off, d->raw, h.raw);

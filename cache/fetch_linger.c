@@ -150,7 +150,7 @@ int flight_borrow(struct frame_want *w)
 		return -ENOENT;
 	/* A damaged extent may point past the pack's end. */
 	uint32_t at = w->key.pack_off - fl->off;
-	int rc = at < fl->got ? want_decode(w, fl->data + at, fl->got - at, fl->sound) : -EBADMSG;
+	int rc = at < fl->got ? want_decode(w, fl->data + at, fl->got - at, fl->sound, false) : -EBADMSG;
 	if (rc == 0 && flight_served(fl, w))
 		let_go(f, fl, 0, false);
 	flight_unref(f, fl);

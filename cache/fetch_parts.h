@@ -126,7 +126,7 @@ struct index_load {
 struct fetch {
 	struct store *store;
 	struct tier *tier;
-	int (*dict)(void *dicts, uint32_t number, const void **out);
+	int (*dict)(void *dicts, uint32_t number, bool fetch, const void **out);
 	void *dicts;
 	struct silt_log *log;
 	struct silt_metrics *metrics;
@@ -170,8 +170,8 @@ void fetch_leave(struct fetch *f);
 /* Hands over a job whose owner called fetch_enter() for it. */
 void fetch_submit(struct fetch *f, struct job *j, bool urgent);
 unsigned fetch_background_waiting(struct fetch *f);
-/* Makes it refer to a dictionary (0: none), which may have to be fetched. -EBADMSG: there are none; -EIO. */
-int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict);
+/* Makes it refer to a dictionary (0: none). `fetch` and errors as dicts_reader(); -EBADMSG: there are none. */
+int decoder_use(struct fetch *f, struct decoder *d, uint32_t dict, bool fetch);
 struct decoder *decoder_get(struct fetch *f); /* NULL: out of memory */
 void decoder_put(struct fetch *f, struct decoder *d);
 
@@ -180,8 +180,9 @@ void decoder_put(struct fetch *f, struct decoder *d);
 
 /* Checks the frame that `n` bytes at `data` should begin with, and answers the want from it: copies
  * its part to dst, maybe keeps the frame in memory. `sound`: its checksum has been looked at, and it stays
- * where it is for a while. -EBADMSG: it is not that frame, sound. */
-int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound);
+ * where it is for a while. -EBADMSG: it is not that frame, sound. -EAGAIN: it needs a dictionary that is not here, and
+ * not `fetch`: the caller must not wait for the store. */
+int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound, bool fetch);
 void want_answer(struct frame_want *w, int err);
 
 /* Looks for a want's frame in memory, on the SSD, in the store. 0: answered into dst already;

@@ -95,7 +95,7 @@ static int extract(const uint8_t *data, uint32_t skip, uint32_t len, uint8_t *ds
 	return frame_extract(data, payload, skip, len, dst, d->raw, d->zd, NULL);
 }
 
-int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound)
+int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound, bool fetch)
 {
 	struct fetch *f = w->op->f;
 	struct frame_header h;
@@ -110,7 +110,7 @@ int want_decode(struct frame_want *w, const uint8_t *data, size_t n, bool sound)
 	bool whole = w->len == h.raw;
 	bool keep = h.raw <= MEMORY_FRAME_MAX || (!whole && !(sound && h.codec == PACK_RAW));
 	const uint8_t *raw = whole ? w->dst : d->raw;
-	int rc = decoder_use(f, d, h.dict);
+	int rc = decoder_use(f, d, h.dict, fetch);
 	if (rc) {
 		decoder_put(f, d);
 		return rc;
@@ -164,7 +164,7 @@ static void on_ssd(struct tier_io *io, const uint8_t *data, int err)
 {
 	struct frame_want *w = (struct frame_want *)io;
 	struct fetch *f = w->op->f;
-	int rc = err == 0 ? want_decode(w, data, w->stored, false) : -EIO;
+	int rc = err == 0 ? want_decode(w, data, w->stored, false, false) : -EIO;
 	if (rc == -EBADMSG) {
 		silt_count(f->metrics, M_SSD_BAD, 1);
 		silt_warn(f->log,
@@ -175,6 +175,8 @@ static void on_ssd(struct tier_io *io, const uint8_t *data, int err)
 	}
 	if (rc == -EBADMSG || rc == -EIO) {
 		tier_invalidate(f->tier, w->key.pack, w->key.pack_off, w->stored);
+		rc = flight_join(w);
+	} else if (rc == -EAGAIN) { /* for a dictionary this thread does not wait; the copy is good */
 		rc = flight_join(w);
 	} else if (rc == 0) {
 		silt_count(f->metrics, M_HIT_SSD, 1);

@@ -611,6 +611,9 @@ static int run(struct warmup *r)
 		return fail(r, -ENOSPC,
 		            "the cache has no room for these packs; mount with a larger "
 		            "-o cache-size or free space on its disk");
+	/* Of what was compressed with one the packs alone are of no use. */
+	if ((rc = cache_load_dictionaries(r->cfg->cache)) < 0)
+		return fail(r, rc, "a dictionary that files may need can't be had; the mount's log says which");
 	return verify_packs(r) || r->p.missing_files ? name_missing(r) : 0;
 }
 

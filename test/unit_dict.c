@@ -2,6 +2,7 @@
  * Redis, a real directory as store. */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 #include <zstd.h>
 
 #include "cache/dict.h"
@@ -167,7 +168,7 @@ static void test_frames(void **state)
 
 	ZSTD_DCtx *zd = ZSTD_createDCtx();
 	struct frame_header h;
-	assert_int_equal(dicts_reader(d, 1, &ddict), 0);
+	assert_int_equal(dicts_reader(d, 1, true, &ddict), 0);
 	for (unsigned i = 0; i < 21; i++) {
 		const uint8_t *p = pack + e[i].pack_off;
 		assert_int_equal(frame_header_decode(p, &h), 0);
@@ -208,13 +209,13 @@ static void *use_many(void *arg)
 	for (unsigned round = 0; round < 300; round++) {
 		const void *out;
 		uint32_t number = 1 + round % 30, found = 0;
-		int rc = dicts_reader(m->d, number, &out);
+		int rc = dicts_reader(m->d, number, true, &out);
 		if (rc || !out || (before[number] && before[number] != out))
 			atomic_fetch_add(&m->wrong, 1);
 		before[number] = out;
 		if (dicts_writer(m->d, &found) && found != 30)
 			atomic_fetch_add(&m->wrong, 1);
-		if (dicts_reader(m->d, 31, &out) != -EIO)
+		if (dicts_reader(m->d, 31, true, &out) != -EIO)
 			atomic_fetch_add(&m->wrong, 1);
 	}
 	return NULL;
@@ -249,6 +250,48 @@ static void test_many(void **state)
 	free(dict);
 }
 
+/* A copy lies in the cache directory: the store is not needed a second time, and a damaged copy is made anew. */
+static void test_local_copy(void **state)
+{
+	struct fixture *f = *state;
+	struct silt_err err = { 0 };
+	struct dicts *d;
+	uint32_t number;
+	size_t len;
+	const void *out;
+	void *dict = train(&len);
+	char dir[SCRATCH_MAX], path[SCRATCH_MAX + 32], key[DICT_KEY_MAX];
+	scratch_make(dir);
+	assert_int_equal(dict_publish(f->store, f->m, VOLUME, dict, len, &number, &err), 0);
+	snprintf(path, sizeof(path), "%s/dict.%08x", dir, number);
+	dict_key(number, key);
+	struct dicts_config cfg = { .store = f->store, .meta = f->m, .log = f->s->log, .volume = VOLUME, .dir = dir };
+	for (int round = 0; round < 3; round++) {
+		assert_int_equal(dicts_open(&cfg, &d), 0);
+		assert_int_equal(dicts_reader(d, number, false, &out), round == 1 ? 0 : -EAGAIN);
+		assert_int_equal(dicts_reader(d, number, true, &out), 0);
+		assert_int_equal(dicts_reader(d, number, false, &out), 0);
+		dicts_close(d);
+		assert_int_equal(access(path, R_OK), 0);
+		if (round == 1)
+			assert_int_equal(truncate(path, (off_t)len), 0); /* the copy is cut short */
+	}
+	assert_int_equal(store_delete(f->store, key, NULL), 0);
+	assert_int_equal(dicts_open(&cfg, &d), 0);
+	assert_int_equal(dicts_load(d), 0);
+	assert_int_equal(dicts_reader(d, number, false, &out), 0);
+	dicts_close(d);
+	/* Neither there nor here; and one whose number was given out and that was never stored. */
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(dicts_open(&cfg, &d), 0);
+	assert_int_equal(dicts_load(d), -EIO);
+	assert_int_equal(dict_publish(f->store, f->m, VOLUME, dict, len, &number, &err), 0);
+	assert_int_equal(dicts_load(d), 0);
+	dicts_close(d);
+	scratch_remove(dir);
+	free(dict);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -256,6 +299,7 @@ int main(void)
 		cmocka_unit_test(test_samples),
 		cmocka_unit_test_setup_teardown(test_frames, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_local_copy, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -294,6 +294,11 @@ int cache_check_files(struct cache *c, struct silt_err *err)
 	return fake.files < 0 ? silt_fail(err, fake.files, "no disk") : 0;
 }
 
+int cache_load_dictionaries(struct cache *c)
+{
+	return 0;
+}
+
 unsigned cache_fetch_width(const struct cache *c)
 {
 	return 4;

@@ -98,6 +98,28 @@ def trained_on_demand(t, storage):
 
 
 @suite.case
+def warmed_up_without_the_store(t):
+    """After a warmup neither packs nor dictionaries are asked of the store, by later mounts of the cache directory too."""
+    v = t.volume()
+    samples, cache = t.folder(), t.folder()
+    fill(samples, 200, 10_000)
+    train(t, v, v.address, samples)
+    writer = t.mount(v, options=["compact-rate=0"])
+    fill(writer / "d", 40)
+    m = t.mount(v, options=["compact-rate=0"], cache_dir=cache)
+    t.siltfs("warmup", m / "d")
+    m.umount()
+    writer.umount()
+    for kind in ("packs", "dicts"):
+        for path in objects(v, kind).values():
+            os.unlink(path)
+    m = t.mount(v, options=["compact-rate=0"], cache_dir=cache)
+    for i in range(40):
+        equal(read(m / f"d/{i}.pdbqt"), docked(i), f"{i}")
+    equal(m.counters()["store.gets"], 0, "GETs")
+
+
+@suite.case
 def trained_by_itself(t):
     v = t.volume()
     m = t.mount(v, options=["delete-grace=1", "compact-wait=1", "compact-rate=1G"])
